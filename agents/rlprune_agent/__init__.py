@@ -1,0 +1,6 @@
+"""The on-device agent: takes models from a host, times them in fresh processes, sends raw figures back.
+
+Python 3.8, standard library, numpy and onnxruntime only, so that it runs on the oldest board system we support.
+"""
+
+__version__ = "0.1.0"

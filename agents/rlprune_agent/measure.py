@@ -1,0 +1,270 @@
+"""Time one candidate, alone in a fresh process, in turns with a reference model.
+
+Order of events, so that no figure spoils another: import the runtime; read the inputs; reset the memory peak; load and
+run the candidate; read the peak (the candidate's alone, and no memory is read again); load the reference; warm up both;
+time blocks of both in turns A B B A; compare the last output. A peak read before the clock starts costs the timing
+nothing, which is why there is no separate pass for memory.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import io
+import re
+import resource
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+
+from rlprune_agent import pace
+from rlprune_agent.protocol import Failure
+from rlprune_agent.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rlprune_agent.runtime import Model
+
+Tell = Callable[[Dict[str, Any], bytes], None]
+
+_FLOOR_NS = 1e6  # a sample below 1 ms is at the mercy of timer and scheduler
+_MEMORY_RUNS = 3
+
+
+class Timed:
+    """A model with its inputs and the number of inferences that make one sample."""
+
+    def __init__(self, model: Model, feeds: Dict[str, np.ndarray]) -> None:
+        self.model = model
+        self.feeds = feeds
+        self.loop = 1
+        self.samples = 0
+
+    def sample(self) -> int:
+        """Nanoseconds of one inference: the mean of `loop` of them."""
+        run, feeds = self.model.run, self.feeds
+        began = time.perf_counter_ns()
+        for _ in range(self.loop):
+            run(None, feeds)
+        ended = time.perf_counter_ns()
+        self.samples += 1
+        return (ended - began) // self.loop
+
+    def block(self, runs: int, block_ns: float) -> List[int]:
+        """Samples until there are `runs` of them and `block_ns` have passed."""
+        taken: List[int] = []
+        end = time.perf_counter_ns() + block_ns
+        while len(taken) < runs or time.perf_counter_ns() < end:
+            taken.append(self.sample())
+        return taken
+
+    def choose_loop(self, sample_ms: float) -> None:
+        """Set `loop` from a few single runs."""
+        self.loop = 1
+        runs = sorted(self.block(3, 10e6))
+        self.loop = pace.loop_for(runs[len(runs) // 2], floor_ns=_FLOOR_NS, sample_ns=sample_ms * 1e6)
+
+
+def _status(key: str) -> Optional[int]:
+    match = re.search(key + r":\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(match.group(1)) * 1024 if match else None
+
+
+def reset_peak() -> bool:
+    """Set this process's VmHWM back to its present size; `False` where the kernel has no such switch."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes() -> Optional[int]:
+    """Peak resident memory of this process (VmHWM), `None` where there is no /proc."""
+    try:
+        return _status("VmHWM")
+    except OSError:
+        return None
+
+
+def _arrays(store: Store, files: Dict[str, str]) -> Dict[str, np.ndarray]:
+    import numpy as np
+
+    arrays = {}
+    for name, sha256 in files.items():
+        try:
+            arrays[name] = np.load(io.BytesIO(store.read(sha256)), allow_pickle=False)
+        except ValueError as error:
+            raise Failure("bad_request", "input %s is not an array: %s" % (name, error)) from None
+    return arrays
+
+
+def largest_difference(outputs: Dict[str, np.ndarray], expected: Dict[str, np.ndarray]) -> float:
+    """Largest absolute difference over all expected outputs; infinite where name, shape or a NaN differs."""
+    import numpy as np
+
+    worst = 0.0
+    for name, want in expected.items():
+        got = outputs.get(name)
+        if got is None or got.shape != want.shape:
+            return float("inf")
+        if not want.size:
+            continue
+        difference = float(np.max(np.abs(got.astype(np.float64) - want.astype(np.float64))))
+        if not difference <= worst:  # also true of a NaN
+            worst = difference
+        if worst != worst:
+            return float("inf")
+    return worst
+
+
+def _check(outputs: Dict[str, np.ndarray], expected: Dict[str, np.ndarray], tolerance: float, when: str) -> float:
+    difference = largest_difference(outputs, expected)
+    if difference > tolerance:
+        raise Failure(
+            "output_mismatch",
+            "the %s output differs from the host's by %.3g; %.3g is allowed" % (when, difference, tolerance),
+        )
+    return difference
+
+
+def _warm_up(models: List[Timed], settings: Dict[str, Any], deadline: float) -> bool:
+    """Run windows of all models in turns until each is steady, or the cap; says whether all were.
+
+    The minimum time is for the process as a whole (it is the board's clock that has to come up), the windows are each
+    model's own. The cap in runs counts only once twice the minimum time is spent: 50 runs of a 1 ms model are 50 ms.
+    """
+    windows: List[List[List[int]]] = [[] for _ in models]
+    began = time.monotonic()
+    steady = False
+    while True:
+        for model, seen in zip(models, windows):
+            seen.append(model.block(settings["window_runs"], settings["window_ms"] * 1e6))
+        seconds = time.monotonic() - began
+        runs = min(sum(len(w) for w in seen) for seen in windows)
+        steady = all(len(seen) > 1 and pace.is_steady(seen[-2], seen[-1]) for seen in windows)
+        if steady and runs >= settings["warmup_runs"] and seconds >= settings["warmup_seconds"]:
+            break
+        spent = runs >= settings["warmup_cap_runs"] and seconds >= 2 * settings["warmup_seconds"]
+        if spent or seconds >= settings["warmup_cap_seconds"] or time.monotonic() >= deadline:
+            break
+    return steady
+
+
+Blocks = List[List[int]]
+
+
+def _block_runs(run_ns: float, settings: Dict[str, Any]) -> int:
+    least = settings["min_runs"] if run_ns <= settings["slow_run_ms"] * 1e6 else settings["min_runs_slow"]
+    return -(-least // settings["checks"][0][0])
+
+
+def _timed_pairs(
+    candidate: Timed, reference: Optional[Timed], settings: Dict[str, Any], deadline: float
+) -> Tuple[Blocks, Blocks]:
+    """Pairs of blocks in turns A B B A, so that a linear drift cancels between neighbouring pairs.
+
+    `settings["checks"]` is a list of [pairs, rank]: the only points at which the stop rule is asked (each look costs
+    coverage), the first being the minimum and the last the maximum.
+    """
+    block_ns = settings["block_ms"] * 1e6
+    runs = _block_runs(candidate.sample() * 1.0, settings)
+    own: Blocks = []
+    others: Blocks = []
+    ranks = dict((pairs, rank) for pairs, rank in settings["checks"])
+    last = settings["checks"][-1][0]
+    while len(own) < last and (not own or time.monotonic() < deadline):
+        if reference is None:
+            own.append(candidate.block(runs, block_ns))
+        elif len(own) % 2 == 0:
+            own.append(candidate.block(runs, block_ns))
+            others.append(reference.block(settings["reference_runs"], block_ns))
+        else:
+            others.append(reference.block(settings["reference_runs"], block_ns))
+            own.append(candidate.block(runs, block_ns))
+        if len(own) in ranks:
+            values = [pace.median(block) for block in own]
+            if others:
+                values = [pace.median(r) / c for r, c in zip(others, values)]
+            if pace.narrow_enough(values, ranks[len(own)], settings["target_half_width"]):
+                break
+    return own, others
+
+
+def _packed(blocks: Blocks) -> bytes:
+    return b"".join(array.array("q", block).tobytes() for block in blocks)
+
+
+def measure(job: Dict[str, Any], tell: Tell) -> None:
+    """Do one `measure` job and tell its result; `tell` also hears which phase is beginning.
+
+    Raises `Failure`; which model it was about is in the phase told last.
+    """
+    settings = job["settings"]
+    deadline = time.monotonic() + settings["cap_seconds"]
+    store = Store(Path(job["store"]), quota_bytes=0)
+    tell({"phase": "runtime"}, b"")
+    began = time.perf_counter_ns()
+    from rlprune_agent import runtime
+
+    import_ns = time.perf_counter_ns() - began
+    feeds, expected = _arrays(store, job["inputs"]), _arrays(store, job["expected"])
+    data = store.read(job["candidate"])
+    flags = [] if reset_peak() else ["memory_not_reset"]
+    before = peak_bytes()
+
+    tell({"phase": "candidate"}, b"")
+    began = time.perf_counter_ns()
+    model = runtime.Model(data, job["threads"])
+    session_ns = time.perf_counter_ns() - began
+    del data
+    began = time.perf_counter_ns()
+    outputs = model.checked_run(feeds)
+    first_run_ns = time.perf_counter_ns() - began
+    difference = _check(outputs, expected, job["tolerance"], "first")
+    for _ in range(_MEMORY_RUNS):
+        model.checked_run(feeds)
+    peak = peak_bytes()
+
+    candidate = Timed(model, feeds)
+    reference = None
+    if job.get("reference"):
+        tell({"phase": "reference"}, b"")
+        reference = Timed(runtime.Model(store.read(job["reference"]), job["threads"]), feeds)
+        reference.model.checked_run(feeds)
+
+    tell({"phase": "timing"}, b"")
+    models = [candidate] if reference is None else [candidate, reference]
+    gc.collect()
+    gc.disable()
+    for timed in models:
+        timed.choose_loop(settings["sample_ms"])
+    steady = _warm_up(models, settings, deadline)
+    warmup_runs = candidate.samples * candidate.loop
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+    own, others = _timed_pairs(candidate, reference, settings, deadline)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
+    gc.enable()
+    difference = max(difference, _check(model.checked_run(feeds), expected, job["tolerance"], "last"))
+    if len(own) < settings["checks"][0][0]:
+        flags.append("capped")
+    if faults:
+        flags.append("swapping")
+    result = {
+        "candidate_blocks": [len(block) for block in own],
+        "reference_blocks": [len(block) for block in others],
+        "candidate_loop": candidate.loop,
+        "reference_loop": reference.loop if reference else 1,
+        "warmup_runs": warmup_runs,
+        "steady": steady,
+        "import_ns": import_ns,
+        "session_ns": session_ns,
+        "first_run_ns": first_run_ns,
+        "memory_before_bytes": before,
+        "memory_peak_bytes": peak,
+        "max_output_difference": difference,
+        "flags": flags,
+        "options": runtime.options_echo(job["threads"]),
+    }
+    tell({"result": result}, _packed(own) + _packed(others))

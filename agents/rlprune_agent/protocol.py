@@ -1,0 +1,284 @@
+"""What host and agent say to each other: frames, versions and the closed list of failure kinds.
+
+Standard library only; the host imports this very file. One message is a JSON header and a binary body:
+
+    magic (8) | frame version (1) | flags (1) | header length (4) | body length (4) | header | body
+
+A body above 1 MiB is split over frames; all but the last carry the flag `_MORE`, all but the first an empty header.
+The layout of a frame never changes (else two versions could not even exchange a hello); what the headers mean is
+negotiated in hello by `negotiate`.
+
+Requests   {"verb": ..., "id": n, ...}
+Replies    {"id": n, "ok": true, ...}  |  {"id": n, "ok": false, "kind": ..., "message": ..., ...}
+           and, while a long request runs, {"id": n, "alive": true} every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+import time
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+PROTOCOL_MIN = 1
+PROTOCOL_MAX = 1
+
+# How a figure comes about. Raised whenever timing changes, so that no cached figure outlives the way it was taken.
+MEASUREMENT_VERSION = 1
+
+VERBS = ("hello", "have", "put", "measure", "sweep")
+
+MAGIC = b"\x93RLPRUNE"
+HEADER_MAX = 64 * 1024
+FRAME_BODY_MAX = 1024 * 1024
+MESSAGE_BODY_MAX = 64 * 1024 * 1024
+NOISE_MAX = 4096
+
+_FRAME_VERSION = 1
+_MORE = 1
+_PREFIX = struct.Struct(">8sBBII")
+
+ALIVE_SECONDS = 5.0
+SILENCE_SECONDS = 15.0
+
+# Statuses of a measurement, sorted by who must act. Infrastructure never becomes a reward, so the sorting is the contract.
+RETRY_KINDS = (
+    "throttled",
+    "undervoltage",
+    "busy",
+    "clock_unstable",
+    "not_steady",
+    "swapping",
+    "config_changed",
+    "device_rebooted",
+    "agent_crashed",
+    "connection_lost",
+)
+CANDIDATE_KINDS = ("oom", "timeout_model", "load_failed", "unsupported_op", "output_mismatch", "too_big", "impossible")
+OPERATOR_KINDS = (
+    "host_key_mismatch",
+    "auth_failed",
+    "version_mismatch",
+    "disk_full",
+    "device_locked",
+    "device_quarantined",
+    "runtime_missing",
+)
+# Refusals belong to the conversation, not to a measurement; the host's link deals with them and passes none on.
+REFUSALS = ("unknown_verb", "bad_request", "missing_files", "damaged_upload")
+KINDS = RETRY_KINDS + CANDIDATE_KINDS + OPERATOR_KINDS + REFUSALS
+
+
+class Failure(Exception):
+    """Something did not work, with a kind of the closed list. `details` travel beside the message in the reply."""
+
+    def __init__(self, kind: str, message: str, **details: Any) -> None:
+        if kind not in KINDS:
+            raise ValueError("unknown kind of failure: %r" % (kind,))
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.details = details
+
+    def header(self) -> Dict[str, Any]:
+        """The failure as the fields of a reply."""
+        fields = dict(self.details)
+        fields.update({"ok": False, "kind": self.kind, "message": self.message[:4000]})
+        return fields
+
+
+class Message(NamedTuple):
+    """One header with its body."""
+
+    header: Dict[str, Any]
+    body: bytes
+
+
+def negotiate(low: int, high: int) -> int:
+    """The newest protocol both sides speak; raises `Failure("version_mismatch")` if there is none."""
+    chosen = min(high, PROTOCOL_MAX)
+    if chosen < max(low, PROTOCOL_MIN):
+        raise Failure(
+            "version_mismatch",
+            "one side speaks protocol %d to %d, the other %d to %d" % (low, high, PROTOCOL_MIN, PROTOCOL_MAX),
+        )
+    return chosen
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: what comes from a board must not drive the user's terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def encode(header: Dict[str, Any], body: bytes = b"") -> Iterator[bytes]:
+    """The frames of one message. Raises `ValueError` for a header or body above its limit, or NaN in the header."""
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    if len(text) > HEADER_MAX:
+        raise ValueError("header of %d bytes; at most %d are allowed, send more in the body" % (len(text), HEADER_MAX))
+    if len(body) > MESSAGE_BODY_MAX:
+        raise ValueError("body of %d bytes; at most %d are allowed" % (len(body), MESSAGE_BODY_MAX))
+    starts = range(0, max(1, len(body)), FRAME_BODY_MAX)
+    for start in starts:
+        part = body[start : start + FRAME_BODY_MAX]
+        flags = _MORE if start + FRAME_BODY_MAX < len(body) else 0
+        head = text if start == 0 else b""
+        yield _PREFIX.pack(MAGIC, _FRAME_VERSION, flags, len(head), len(part)) + head + part
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError("%s is not JSON" % name)
+
+
+def _header_of(text: bytes) -> Dict[str, Any]:
+    try:
+        header = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Failure("bad_request", "a header that is not JSON: %s" % str(error)[:200]) from None
+    if not isinstance(header, dict):
+        raise Failure("bad_request", "a header must be a JSON object, this is a %s" % type(header).__name__)
+    return header
+
+
+class FrameReader:
+    """Turns bytes, in whatever portions they arrive, into messages. Memory is bounded by the limits above.
+
+    Bytes before the first magic are tolerated up to `NOISE_MAX` (greetings, shell start-up files); later ones are not.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._noise = bytearray()
+        self._started = False
+        self._header: Optional[Dict[str, Any]] = None
+        self._parts: List[bytes] = []
+        self._size = 0
+
+    @property
+    def noise(self) -> str:
+        """What arrived before the first message, fit to print; with no message at all, everything that arrived."""
+        data = bytes(self._noise) if self._started else bytes(self._noise + self._buffer)
+        return printable(data[:NOISE_MAX].decode("utf-8", "replace")).strip()
+
+    def feed(self, data: bytes) -> None:
+        """Take in bytes as they came."""
+        self._buffer += data
+
+    def next(self) -> Optional[Message]:
+        """The next whole message, or `None` until more bytes are fed. Raises `Failure` for anything but messages."""
+        while True:
+            frame = self._frame()
+            if frame is None:
+                return None
+            flags, head, part = frame
+            if self._header is None:
+                self._header, self._parts, self._size = _header_of(head), [], 0
+            elif head:
+                raise Failure("bad_request", "a header in the middle of a message")
+            self._parts.append(part)
+            self._size += len(part)
+            if self._size > MESSAGE_BODY_MAX:
+                raise Failure("bad_request", "a body above %d bytes" % MESSAGE_BODY_MAX)
+            if not flags & _MORE:
+                message = Message(self._header, b"".join(self._parts))
+                self._header, self._parts = None, []
+                return message
+
+    def _frame(self) -> Optional[Tuple[int, bytes, bytes]]:
+        if not self._started and not self._skip_noise():
+            return None
+        if len(self._buffer) < _PREFIX.size:
+            return None
+        magic, version, flags, head_size, part_size = _PREFIX.unpack_from(self._buffer)
+        if magic != MAGIC:
+            text = printable(bytes(self._buffer[:200]).decode("utf-8", "replace"))
+            raise Failure("connection_lost", "text in the middle of the conversation: %s" % text)
+        if version != _FRAME_VERSION:
+            raise Failure("version_mismatch", "frames of version %d; this side knows %d" % (version, _FRAME_VERSION))
+        if head_size > HEADER_MAX or part_size > FRAME_BODY_MAX:
+            raise Failure("bad_request", "a frame of %d + %d bytes is above the limit" % (head_size, part_size))
+        end = _PREFIX.size + head_size + part_size
+        if len(self._buffer) < end:
+            return None
+        middle = _PREFIX.size + head_size
+        head, part = bytes(self._buffer[_PREFIX.size : middle]), bytes(self._buffer[middle:end])
+        del self._buffer[:end]
+        return flags, head, part
+
+    def _skip_noise(self) -> bool:
+        at = self._buffer.find(MAGIC)
+        if at >= 0:
+            skip = at
+        else:
+            skip = max(0, len(self._buffer) - len(MAGIC) + 1)  # the last bytes may be the beginning of the magic
+        self._noise += self._buffer[:skip]
+        del self._buffer[:skip]
+        if len(self._noise) > NOISE_MAX:
+            raise Failure("version_mismatch", "this is not an rlprune-edge agent; it says: %s" % self.noise)
+        self._started = at >= 0
+        return self._started
+
+
+class Channel:
+    """Messages over a pair of file descriptors, with a deadline on every wait.
+
+    The descriptors are set non-blocking: a peer that stops reading must not be able to hold us for ever.
+    """
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self._read_fd, self._write_fd = read_fd, write_fd
+        os.set_blocking(read_fd, False)
+        os.set_blocking(write_fd, False)
+        self._reader = FrameReader()
+
+    def fileno(self) -> int:
+        """The descriptor to wait on for incoming bytes."""
+        return self._read_fd
+
+    @property
+    def noise(self) -> str:
+        """See `FrameReader.noise`."""
+        return self._reader.noise
+
+    def send(self, header: Dict[str, Any], body: bytes = b"", seconds: float = SILENCE_SECONDS) -> None:
+        """Send one message; `seconds` without any progress, or a closed pipe, raise `Failure("connection_lost")`."""
+        for frame in encode(header, body):
+            rest = memoryview(frame)
+            while rest:
+                if not select.select([], [self._write_fd], [], seconds)[1]:
+                    raise Failure("connection_lost", "the other side took no bytes for %.0f s" % seconds)
+                try:
+                    rest = rest[os.write(self._write_fd, rest) :]
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise Failure("connection_lost", "the other side is gone (%s)" % error.strerror) from None
+
+    def pump(self) -> bool:
+        """Take in what has arrived, without waiting; `False` at end of input."""
+        try:
+            data = os.read(self._read_fd, 256 * 1024)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._reader.feed(data)
+        return bool(data)
+
+    def pop(self) -> Optional[Message]:
+        """A message that has arrived already, if there is one."""
+        return self._reader.next()
+
+    def receive(self, seconds: Optional[float]) -> Optional[Message]:
+        """The next message; `None` at end of input. Raises `Failure("connection_lost")` after `seconds` without one."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            message = self.pop()
+            if message is not None:
+                return message
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self._read_fd], [], [], left)[0]:
+                raise Failure("connection_lost", "no answer for %.0f s" % (seconds or 0))
+            if not self.pump():
+                return None

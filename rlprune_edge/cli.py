@@ -1,0 +1,253 @@
+"""Words the user typed -> Request; the only prints, the only exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rlprune_edge import __version__, errors
+from rlprune_edge.console import ConsoleWatcher
+from rlprune_edge.errors import DeviceError, UserError
+
+# torch, datasets and onnxruntime take seconds to import: every command imports its rooms when it runs, so that
+# `--help` and `device list` answer at once.
+
+app = typer.Typer(
+    name="rlprune-edge",
+    help="Compress a trained model until it meets a latency budget on your own board, measured there.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+device_app = typer.Typer(help="The devices that candidates are measured on.", no_args_is_help=True)
+bundle_app = typer.Typer(help="Verify, inspect and run finished bundles.", no_args_is_help=True)
+app.add_typer(device_app, name="device")
+app.add_typer(bundle_app, name="bundle")
+
+
+def run() -> int:
+    """Run the command line of this process; returns the exit code (see errors.py) and never a traceback for a known error."""
+    try:
+        result = app(standalone_mode=False)
+    except UserError as error:
+        return _fail(str(error), errors.EXIT_USER)
+    except DeviceError as error:
+        hint = "Nothing measured so far is lost: put it right, then go on with --resume."
+        return _fail(f"{error}\n{hint}", errors.EXIT_DEVICE)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return errors.EXIT_INTERRUPTED
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    return result if isinstance(result, int) else errors.EXIT_OK
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def cache_dir() -> Path:
+    """Where trained models and measurements are kept between runs: $RLPRUNE_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("RLPRUNE_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlprune-edge"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlprune-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None: ...
+
+
+@app.command()
+def compress(  # noqa: PLR0913  (one parameter a flag)
+    task: Annotated[str | None, typer.Option(help="digits, cifar10, or your own package.module:factory.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of the task, or package.module:factory.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Trained weights, .safetensors or .pt.")] = None,
+    data: Annotated[str | None, typer.Option(help="Local folder (or hub id) of the data set.")] = None,
+    untrained: Annotated[bool | None, typer.Option("--untrained", help="Allow a model without weights.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to measure; see `rlprune-edge device list`.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of an inference on the device.")] = None,
+    target_speedup: Annotated[float | None, typer.Option(help="Times faster than the uncut model, e.g. 2.")] = None,
+    target_latency: Annotated[str | None, typer.Option(help="Latency of one inference, e.g. 30ms.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="Peak memory on the device, e.g. 200MB.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Points of the metric that may be lost.")] = None,
+    agent: Annotated[str | None, typer.Option(help="ppo, random or uniform. [default: ppo]")] = None,
+    budget: Annotated[int | None, typer.Option(help="Candidates to evaluate. [default: 60]")] = None,
+    device_seconds: Annotated[float | None, typer.Option(help="Device time the search may use.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same proposals. [default: 0]")] = None,
+    step: Annotated[float | None, typer.Option(help="Share of a group's channels cut per action. [default: 0.1]")] = None,
+    importance: Annotated[str | None, typer.Option(help="taylor or magnitude. [default: taylor]")] = None,
+    calibration_images: Annotated[int | None, typer.Option(help="Inputs for BatchNorm statistics. [default: 256]")] = None,
+    search_images: Annotated[int | None, typer.Option(help="Inputs a candidate is scored on. [default: all]")] = None,
+    finalists: Annotated[int | None, typer.Option(help="Candidates that are fine-tuned. [default: 2]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning. [default: the task's, 5]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of fine-tuning. [default: the task's, 1e-4]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Of fine-tuning. [default: the task's, 32]")] = None,
+    distillation: Annotated[
+        bool | None, typer.Option("--distillation/--no-distillation", help="Learn from the uncut model, too. [default: on]")
+    ] = None,
+    final_mode: Annotated[str | None, typer.Option(help="Last measurement: report or verify. [default: report]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for this run. [default: runs/TASK-TIME]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of these; flags win.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json on stdout, all else on stderr.")] = False,
+) -> int:
+    """Compress a trained model to a measured budget and leave a verified ONNX bundle and a report.
+
+    With nothing else it compresses a small digit classifier on this machine. Exit codes: 0 target met, 2 bad input,
+    3 the device failed, 4 no candidate met the target, 130 interrupted (go on with --resume).
+    """
+    words = {k: v for k, v in locals().items() if k not in ("out", "resume", "config", "as_json", "target_latency", "max_memory")}
+    from rlprune_edge import request as requests
+    from rlprune_edge.run_folder import RunFolder
+
+    if target_latency is not None:
+        words["target_latency_ms"] = requests.milliseconds(target_latency)
+    if max_memory is not None:
+        words["max_memory_mb"] = requests.megabytes(max_memory)
+    console = Console(stderr=as_json, highlight=False)
+    if resume is not None:
+        given = sorted(k for k, v in words.items() if v is not None) + [n for n, v in (("out", out), ("config", config)) if v]
+        if given:
+            raise UserError(
+                f"--resume goes on with the run as it was asked for; --{given[0].replace('_', '-')} cannot change it.\n"
+                f"Type: rlprune-edge compress --resume {resume}"
+            )
+        folder, request = RunFolder.reopen(resume)
+    else:
+        request = requests.make(words, config)
+        default = Path("runs") / f"{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = RunFolder.create(out or default, request)
+    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    began = time.perf_counter()
+    try:
+        with ConsoleWatcher(console) as watcher:
+            from rlprune_edge.compress import compress as run_compress
+
+            outcome = run_compress(request, folder, watcher, cache_dir=cache_dir())
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted. Go on with: rlprune-edge compress --resume {folder.path}", soft_wrap=True)
+        raise
+    except DeviceError as error:
+        raise DeviceError(error.kind, f"{error}\nGo on with: rlprune-edge compress --resume {folder.path}") from error
+    finally:
+        folder.close()
+    if as_json:
+        typer.echo(json.dumps(outcome.report))
+    _print_summary(console, folder.path, outcome.report)
+    console.print(f"{time.perf_counter() - began:.0f} s in all", style="dim")
+    return errors.EXIT_OK if outcome.status == "met" else errors.EXIT_INFEASIBLE
+
+
+def _print_summary(console: Console, folder: Path, report: dict[str, Any]) -> None:
+    from rlprune_edge.report import summary_rows, verdict
+
+    table = Table(show_edge=False, pad_edge=False, box=None)
+    header, *rows = summary_rows(report)
+    for title in header:
+        table.add_column(title, justify="left" if title == header[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print()
+    console.print(verdict(report), style="bold", soft_wrap=True)
+    console.print(table)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    if (folder / "bundle").is_dir():
+        console.print(f"bundle: {folder / 'bundle'}", soft_wrap=True)
+
+
+@app.command("report")
+def report_command(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a former run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead.")] = False,
+) -> int:
+    """Print a run's result and write its report.html again, without running anything."""
+    from rlprune_edge.report import render
+
+    report = render(run_dir)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        _print_summary(Console(highlight=False), run_dir, report)
+    return errors.EXIT_OK
+
+
+@device_app.command("list")
+def device_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> int:
+    """List the devices that can be measured on."""
+    from rlprune_edge.device.profiles import profiles
+
+    known = profiles()
+    if as_json:
+        typer.echo(json.dumps([{"name": p.name, "description": p.description, "threads": p.threads} for p in known]))
+        return errors.EXIT_OK
+    table = Table(show_edge=False, pad_edge=False, box=None)
+    for title in ("name", "threads", "description"):
+        table.add_column(title)
+    for p in known:
+        table.add_row(p.name, str(p.threads), p.description)
+    Console(highlight=False).print(table)
+    return errors.EXIT_OK
+
+
+@device_app.command("show")
+def device_show(name: Annotated[str, typer.Argument(help="A name from `device list`, or a TOML file.")]) -> int:
+    """Print all that is known of one device."""
+    from rlprune_edge.device.profiles import load_profile
+
+    for key, value in load_profile(name).model_dump().items():
+        typer.echo(f"{key} = {json.dumps(value)}")
+    return errors.EXIT_OK
+
+
+@bundle_app.command("verify")
+def bundle_verify(bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> int:
+    """Check every file's hash and that the model reproduces its golden outputs."""
+    from rlprune_edge.bundle.verify import verify
+
+    for line in verify(bundle_dir):
+        typer.echo(f"ok {line}")
+    return errors.EXIT_OK
+
+
+@bundle_app.command("inspect")
+def bundle_inspect(bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> int:
+    """Print a bundle's manifest as JSON."""
+    from rlprune_edge.bundle.verify import inspect
+
+    typer.echo(json.dumps(inspect(bundle_dir), indent=1))
+    return errors.EXIT_OK
+
+
+@bundle_app.command("run")
+def bundle_run(
+    bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    array: Annotated[Path, typer.Argument(help="A .npy file with one raw input or a batch.")],
+) -> int:
+    """Run a bundle's model on an input and print what it says as JSON."""
+    from rlprune_edge.bundle.verify import read_input
+    from rlprune_edge.bundle.verify import run as run_bundle
+
+    typer.echo(json.dumps(run_bundle(bundle_dir, read_input(array))))
+    return errors.EXIT_OK

@@ -1,0 +1,150 @@
+"""The spine, part 2: one run in the order it happens, from a request to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlprune_edge import deliver
+from rlprune_edge.device.local import LocalDevice
+from rlprune_edge.device.profiles import load_profile
+from rlprune_edge.export import onnx_graph
+from rlprune_edge.journal import Journal
+from rlprune_edge.progress import Watcher
+from rlprune_edge.prune import graph, importance, space
+from rlprune_edge.records import WidthTimes
+from rlprune_edge.request import Request
+from rlprune_edge.run import Run
+from rlprune_edge.run_folder import RunFolder
+from rlprune_edge.search import agents, staircase
+from rlprune_edge.search.env import PruningEnv
+from rlprune_edge.tasks.catalog import load_own_model, load_task
+from rlprune_edge.tasks.task import LoadedModel, Task
+
+STAIRCASE = "staircase.json"
+SPACE = "space.json"
+PROBE_INPUTS = 2
+IMPORTANCE_INPUTS = 512
+IMPORTANCE_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `met`, `infeasible` or `stopped`, and its report as written to report.json."""
+
+    status: str
+    report: dict[str, Any]
+
+
+def compress(request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path) -> Outcome:
+    """Run `request` to its end in `folder`, going on from whatever the folder already holds.
+
+    Resuming is replaying: with the same seed the agent proposes the same plans, the journal answers those it knows at no
+    cost, and the first unknown plan is where the search goes on.
+    """
+    torch.manual_seed(request.seed)
+    watcher.stage(f"task {request.task}")
+    task = load_task(request.task, data=request.data, seed=request.seed, cache_dir=cache_dir)
+    loaded = _load_model(request, task, cache_dir, watcher)
+    with _device(request, cache_dir) as device:
+        run = _open(request, folder, watcher, task, loaded, device)
+        run.watcher.stage("trial 0: the uncut model")
+        run.evaluate(run.space.uncut())
+        tables = _probe_widths(run)
+        run.space = run.space.with_levels(staircase.paying_levels(run.space, tables, step=request.step))
+        folder.write_json(SPACE, asdict(run.space))
+        _search(run, tables)
+        return Outcome(*deliver.deliver(run))
+
+
+def _load_model(request: Request, task: Task, cache_dir: Path, watcher: Watcher) -> LoadedModel:
+    if request.model and ":" in request.model and request.model not in task.model_names:
+        return load_own_model(request.model, weights=request.weights)
+    return task.model(
+        request.model,
+        weights=Path(request.weights) if request.weights else None,
+        untrained=request.untrained,
+        cache_dir=cache_dir,
+        progress=watcher.step,
+    )
+
+
+@contextmanager
+def _device(request: Request, cache_dir: Path) -> Iterator[LocalDevice]:
+    profile = load_profile(request.device)
+    with LocalDevice(profile, cache_dir=cache_dir, threads=request.threads) as device:
+        yield device
+
+
+def _open(
+    request: Request, folder: RunFolder, watcher: Watcher, task: Task, loaded: LoadedModel, device: LocalDevice
+) -> Run:
+    """List what can be cut, rank the channels, draw the inputs that all candidates share."""
+    watcher.stage(f"what can be cut from {loaded.name}")
+    model = loaded.module.eval()
+    example = task.example_input()
+    groups, left_alone = graph.find_groups(model, example)
+    described = space.build(model, example, groups)
+    ranking = importance.rank(
+        model,
+        groups,
+        criterion=request.importance,
+        batches=task.batches("train", IMPORTANCE_BATCH, augment=True, seed=request.seed, limit=IMPORTANCE_INPUTS),
+        loss=task.loss,
+    )
+    watcher.note(
+        f"{len(described.groups)} groups of channels, {len(described.blocks)} removable blocks, "
+        f"{described.parameters:,} parameters"
+    )
+    for reason in left_alone:
+        watcher.note(f"left alone: {reason}")
+    calibration = [
+        x for x, _ in task.batches("train", 128, seed=request.seed, limit=request.calibration_images)
+    ]
+    return Run(
+        request=request,
+        folder=folder,
+        watcher=watcher,
+        task=task,
+        loaded=loaded,
+        device=device,
+        journal=Journal(folder.trials),
+        groups=groups,
+        space=described,
+        ranking=ranking,
+        calibration=calibration,
+        probe_input=torch.cat([example, calibration[0][: PROBE_INPUTS - 1]]),
+        notes=[*task.notes, *loaded.notes],
+    )
+
+
+def _probe_widths(run: Run) -> tuple[WidthTimes, ...]:
+    """The board's measured table of widths; kept in the run's folder, so that a resumed run sees the same stairs."""
+    known = run.folder.read_json(STAIRCASE)
+    if known is None:
+        run.watcher.stage("probing the device for the widths that pay")
+        widths = {g.name: staircase.candidate_widths(g.width, run.request.step) for g in run.space.groups}
+        probes = onnx_graph.probes(run.space, widths)
+        times = iter(run.device.sweep([model for _, by_width in probes for model in by_width.values()]))
+        known = [
+            {"groups": list(groups), "times_ns": {str(w): next(times) for w in by_width}} for groups, by_width in probes
+        ]
+        run.folder.write_json(STAIRCASE, known)
+    return tuple(
+        WidthTimes(tuple(entry["groups"]), {int(w): float(t) for w, t in entry["times_ns"].items()}) for entry in known
+    )
+
+
+def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
+    request, baseline = run.request, run.baseline
+    offered = sum(len(g.levels) - 1 for g in run.space.groups)
+    run.watcher.note(f"{offered} steps that pay over {len(run.space.groups)} groups")
+    run.watcher.stage(f"search: {request.agent}, {request.budget} candidates")
+    env = PruningEnv(run.space, run.evaluate, baseline=baseline, target=request.target, tables=tables)
+    end = agents.search(request.agent, env, seed=request.seed)
+    run.watcher.note(f"search ended: {end}")

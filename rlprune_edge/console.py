@@ -1,0 +1,88 @@
+"""Show a run's progress to a person: live on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.status import Status
+
+from rlprune_edge.records import Trial
+
+
+class ConsoleWatcher:
+    """A `progress.Watcher` that prints; on a terminal the newest line of a long stage stays in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._stage_began = time.perf_counter()
+        self._fresh = 0
+        self._fresh_began = 0.0
+
+    def __enter__(self) -> ConsoleWatcher:
+        if self._console.is_terminal:
+            self._status = self._console.status("")
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._status:
+            self._status.stop()
+
+    def stage(self, text: str) -> None:
+        """A new stage of the run begins."""
+        self._stage_began = time.perf_counter()
+        self._fresh = 0
+        self._console.print(f"- {text}", style="bold", soft_wrap=True)
+        self._live(text)
+
+    def note(self, text: str) -> None:
+        """Something a reader should know about the stage."""
+        self._console.print(f"  {text}", soft_wrap=True)
+
+    def step(self, text: str, done: int, total: int) -> None:
+        """Progress inside a stage, such as an epoch of training."""
+        left = (time.perf_counter() - self._stage_began) / max(1, done) * (total - done)
+        line = f"{text} ({done}/{total}" + (f", {_duration(left)} left)" if done < total else ")")
+        self._live(line) if self._status and done < total else self._console.print(f"  {line}", soft_wrap=True)
+
+    def trial(self, trial: Trial, *, best: Trial | None, spent: int, budget: int) -> None:
+        """A candidate was evaluated."""
+        if self._fresh == 0:
+            self._fresh_began = time.perf_counter()
+        self._fresh += 1
+        found = f"trial {spent}/{budget}  {_outcome(trial)}"
+        if best is not None:
+            found += f"  best {_speed(best)} quality {best.score.quality:.3f}"
+        if self._fresh > 1 and spent < budget:
+            each = (time.perf_counter() - self._fresh_began) / (self._fresh - 1)
+            found += f"  {_duration(each * (budget - spent))} left"
+        if self._status and best is not trial and trial.number:
+            self._live(found)
+        else:
+            self._console.print(f"  {found}", soft_wrap=True)
+
+    def _live(self, text: str) -> None:
+        if self._status:
+            self._status.update(text)
+
+
+def _outcome(trial: Trial) -> str:
+    if trial.failure is not None:
+        return f"failed ({trial.failure.kind})"
+    loss = f"loss {trial.quality.loss:.3f}" if trial.quality else ""
+    return f"{_speed(trial)} {loss} reward {trial.score.reward:+.3f}"
+
+
+def _speed(trial: Trial) -> str:
+    m = trial.measurement
+    if m is None:
+        return "-"
+    return f"{m.speedup.value:.2f}x" if m.speedup else f"{m.latency_ms.value:.3f} ms"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,329 @@
+"""The spine, part 3: finalists are verified, fine-tuned and chosen; the winner is proven, bundled and reported."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlprune_edge import __version__
+from rlprune_edge.bundle.verify import verify
+from rlprune_edge.bundle.write import write_bundle
+from rlprune_edge.errors import CandidateError
+from rlprune_edge.export import parity, torch_export
+from rlprune_edge.prune import recover, space
+from rlprune_edge.records import Measurement, OnnxArtifact, Quality, Target, Trial
+from rlprune_edge.report import build_report, write_report
+from rlprune_edge.run import Run
+
+GOLDEN = 3
+PACKAGES = ("torch", "onnx", "onnxruntime", "torch-pruning", "stable-baselines3", "sb3-contrib", "numpy")
+
+
+def deliver(run: Run) -> tuple[str, dict[str, Any]]:
+    """Turn a searched journal into a bundle and a report; returns the status and the report.
+
+    The finalists are chosen by the search split, verified on the device before any training is spent on them, judged
+    after fine-tuning by the validation split, and the test split is read once, for the winner and the uncut model.
+    """
+    run.watcher.stage("finalists: measured again, with their real weights")
+    finalists = _verified(run)
+    tuned: list[tuple[Trial, torch.nn.Module, Quality]] = []
+    histories: list[dict[str, Any]] = []
+    for place, trial in enumerate(finalists, start=1):
+        run.watcher.stage(f"fine-tuning finalist {place} of {len(finalists)}")
+        module, quality, history = _fine_tuned(run, trial)
+        tuned.append((trial, module, quality))
+        histories.append(history)
+    higher = 1 if run.task.metric.higher_is_better else -1
+    tuned.sort(key=lambda item: (-higher * item[2].metric, item[2].loss))
+    reference = run.task.score(run.loaded.module, "validation") if tuned else None
+    for trial, module, quality in tuned:
+        assert reference is not None
+        drop = run.task.metric.drop(reference.metric, quality.metric)
+        if run.request.target.max_drop is not None and drop > run.request.target.max_drop:
+            run.notes.append(
+                f"finalist {trial.plan.key} lost {drop:.2f} points on validation after fine-tuning, more than allowed"
+            )
+            continue
+        run.watcher.stage("final measurement, in turns with the uncut model")
+        artifact, outputs = run.export(module, run.folder.scratch("model.onnx"), {})
+        measurement = run.measure(artifact, outputs, run.request.final_mode)
+        if not meets(measurement, run.request.target):
+            run.notes.append(
+                f"finalist {trial.plan.key} was {_reached(measurement)} in its final measurement and missed the target"
+            )
+            continue
+        return _finish(run, trial, module, quality, reference, artifact, measurement, histories)
+    return _infeasible(run, histories)
+
+
+def meets(measurement: Measurement, target: Target, *, firmly: bool = False) -> bool:
+    """Whether a measurement meets the target; `firmly`: also at the unfavourable end of its interval."""
+    speedup, latency = measurement.speedup, measurement.latency_ms
+    if target.speedup is not None and (
+        speedup is None or (speedup.low if firmly else speedup.value) < target.speedup
+    ):
+        return False
+    if target.latency_ms is not None and (latency.high if firmly else latency.value) > target.latency_ms:
+        return False
+    return target.memory_mb is None or (measurement.memory_mb is not None and measurement.memory_mb <= target.memory_mb)
+
+
+def _verified(run: Run) -> list[Trial]:
+    """The best trials that meet the target when measured more carefully (the search has selected for lucky noise)."""
+    ranked = sorted(
+        (t for t in run.journal.trials[1:] if t.failure is None and t.score.feasible),
+        key=lambda t: -t.score.reward,
+    )
+    known: dict[str, dict[str, bool]] = run.folder.read_json("verified.json") or {}
+    firm: list[Trial] = []
+    borderline: list[Trial] = []
+    for trial in ranked[: 3 * run.request.finalists + 3]:
+        if len(firm) == run.request.finalists:
+            break
+        if trial.plan.key not in known:
+            candidate = run.make_candidate(trial.plan, {})
+            artifact, outputs = run.export(candidate.module, run.folder.scratch("finalist.onnx"), {})
+            try:
+                measurement = run.measure(artifact, outputs, "verify")
+            except CandidateError as error:
+                run.watcher.note(f"finalist {trial.plan.key}: {error}")
+                continue
+            run.watcher.note(f"finalist {trial.plan.key}: {_reached(measurement)}")
+            known[trial.plan.key] = {
+                "met": meets(measurement, run.request.target),
+                "firm": meets(measurement, run.request.target, firmly=True),
+            }
+            run.folder.write_json("verified.json", known)
+        if known[trial.plan.key]["firm"]:
+            firm.append(trial)
+        elif known[trial.plan.key]["met"]:
+            borderline.append(trial)
+    return (firm + borderline)[: run.request.finalists]
+
+
+def _fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[str, Any]]:
+    settings = fine_tuning(run)
+    module = run.make_candidate(trial.plan, {}).module
+    seed = run.request.seed
+
+    def told(epoch: recover.Epoch) -> None:
+        run.watcher.step(f"epoch {epoch.number}: loss {epoch.train_loss:.3f}", epoch.number, settings.epochs)
+
+    epochs = recover.fine_tune(
+        module,
+        run.loaded.module if run.request.distillation else None,
+        epoch_batches=lambda e: run.task.batches("train", settings.batch_size, augment=True, seed=seed * 1000 + e),
+        steps_per_epoch=-(-run.task.size("train") // settings.batch_size),
+        loss=run.task.loss,
+        settings=settings,
+        checkpoint=run.folder.scratch(f"{trial.plan.key}.pt"),
+        on_epoch=told,
+    )
+    quality = run.task.score(module, "validation")
+    run.watcher.note(f"{run.task.metric.name} on validation: {quality.metric:.2f} {run.task.metric.unit}")
+    history = {
+        "plan_key": trial.plan.key,
+        "validation_metric": quality.metric,
+        "epochs": [asdict(e) for e in epochs],
+    }
+    return module, quality, history
+
+
+def fine_tuning(run: Run) -> recover.FineTuning:
+    """The task's recipe with what the user set instead."""
+    recipe, asked = run.task.recipe, run.request
+    return recover.FineTuning(
+        epochs=recipe.epochs if asked.epochs is None else asked.epochs,
+        learning_rate=asked.learning_rate or recipe.learning_rate,
+        batch_size=asked.batch_size or recipe.batch_size,
+        optimizer=recipe.optimizer,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        temperature=recipe.distillation_temperature,
+        distillation_weight=recipe.distillation_weight,
+    )
+
+
+def _finish(
+    run: Run,
+    trial: Trial,
+    module: torch.nn.Module,
+    quality: Quality,
+    reference: Quality,
+    artifact: OnnxArtifact,
+    measurement: Measurement,
+    histories: list[dict[str, Any]],
+) -> tuple[str, dict[str, Any]]:
+    run.watcher.stage("test split, read once")
+    before, after = run.task.score(run.loaded.module, "test"), run.task.score(module, "test")
+    metric = run.task.metric
+    assert measurement.reference_ms is not None
+    assert measurement.speedup is not None
+    baseline = _baseline_figures(run) | {
+        "metric": before.metric,
+        "split": "test",
+        "examples": before.examples,
+        "latency_ms": measurement.reference_ms.value,
+        "latency_ci_ms": [measurement.reference_ms.low, measurement.reference_ms.high],
+        "validation_metric": reference.metric,
+    }
+    compressed = {
+        "metric": after.metric,
+        "split": "test",
+        "examples": after.examples,
+        "parameters": space.count_parameters(module),
+        "macs": space.count_macs(module, run.probe_input[:1]),
+        "onnx_bytes": artifact.bytes,
+        "latency_ms": measurement.latency_ms.value,
+        "latency_ci_ms": [measurement.latency_ms.low, measurement.latency_ms.high],
+        "memory_mb": measurement.memory_mb,
+        "speedup": measurement.speedup.value,
+        "speedup_ci": [measurement.speedup.low, measurement.speedup.high],
+        "drop": metric.drop(before.metric, after.metric),
+        "plan_key": trial.plan.key,
+        "validation_metric": quality.metric,
+        "search_metric": trial.quality.metric if trial.quality else None,
+    }
+    run.watcher.stage("bundle")
+    _bundle(run, trial, baseline, compressed, artifact, measurement)
+    for line in verify(run.folder.bundle):
+        run.watcher.note(line)
+    return _report(run, "met", baseline, compressed, histories, measurement)
+
+
+def _bundle(
+    run: Run,
+    trial: Trial,
+    baseline: dict[str, Any],
+    compressed: dict[str, Any],
+    artifact: OnnxArtifact,
+    measurement: Measurement,
+) -> None:
+    x, _ = next(iter(run.task.batches("validation", GOLDEN)))
+    golden = []
+    for row in x:
+        inputs = {torch_export.INPUT: row[None].numpy()}
+        golden.append((inputs, parity.outputs(Path(artifact.path), inputs)))
+    figures = {"name": run.task.metric.name, "unit": run.task.metric.unit}
+    write_bundle(
+        run.folder.bundle,
+        model=Path(artifact.path),
+        task=run.task.name,
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        preprocessing=run.task.preprocessing,
+        labels=run.task.labels,
+        metrics={"baseline": baseline | figures, "compressed": compressed | figures},
+        measurement=asdict(measurement),
+        versions=versions() | {f"device {k}": v for k, v in measurement.versions.items()},
+        golden=golden,
+        extra={
+            "parameters": compressed["parameters"],
+            "macs": compressed["macs"],
+            "model": run.loaded.description,
+            "weights": run.loaded.source,
+            "licence": run.loaded.licence,
+            "plan": asdict(trial.plan),
+            "trial": asdict(trial),
+            "notes": run.notes,
+        },
+    )
+
+
+def _infeasible(run: Run, histories: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    reference = run.task.score(run.loaded.module, "validation")
+    baseline = _baseline_figures(run) | {"metric": reference.metric, "split": "validation"}
+    return _report(run, "infeasible", baseline, None, histories, run.baseline_trial.measurement)
+
+
+def _baseline_figures(run: Run) -> dict[str, Any]:
+    trial = run.baseline_trial
+    assert trial.measurement is not None
+    assert trial.artifact is not None
+    return {
+        "parameters": trial.parameters,
+        "macs": trial.macs,
+        "onnx_bytes": trial.artifact.bytes,
+        "latency_ms": trial.measurement.latency_ms.value,
+        "latency_ci_ms": [trial.measurement.latency_ms.low, trial.measurement.latency_ms.high],
+        "memory_mb": trial.measurement.memory_mb,
+    }
+
+
+def _report(
+    run: Run,
+    status: str,
+    baseline: dict[str, Any],
+    compressed: dict[str, Any] | None,
+    histories: list[dict[str, Any]],
+    measurement: Measurement | None,
+) -> tuple[str, dict[str, Any]]:
+    request = run.request
+    tried = [t for t in run.journal.trials[1:] if t.measurement is not None]
+    report = build_report(
+        status=status,
+        task=run.task.name,
+        model=run.loaded.description,
+        device=request.device,
+        source=measurement.source if measurement else "local",
+        metric=run.task.metric,
+        baseline=baseline,
+        compressed=compressed,
+        target=request.target,
+        budget={"candidates": request.budget, "device_seconds": request.device_seconds},
+        spent={
+            "candidates": run.candidates_spent,
+            "device_seconds": run.device_seconds_spent,
+            "wall_seconds": time.perf_counter() - run.started,
+        },
+        search={
+            "agent": request.agent,
+            "seed": request.seed,
+            "command": request.command(),
+            "step": request.step,
+            "importance": request.importance,
+            "threads": measurement.threads if measurement else None,
+            "mode": measurement.mode if measurement else None,
+            "flags": list(measurement.flags) if measurement else [],
+            "fine_tuning": asdict(fine_tuning(run)) | {"distillation": request.distillation},
+            "versions": versions(),
+        },
+        trials=run.journal.trials,
+        nearest=_nearest(run, tried),
+        notes=tuple(run.notes),
+        fine_tuning=histories,
+    )
+    write_report(run.folder.path, report, run.journal.trials, run.space)
+    return status, report
+
+
+def _nearest(run: Run, tried: list[Trial], count: int = 3) -> tuple[Trial, ...]:
+    """For a target that was not met: the candidates that came closest to it, the closest first."""
+    return tuple(sorted(tried, key=lambda t: -t.score.reward)[:count])
+
+
+def _reached(measurement: Measurement) -> str:
+    latency = f"{measurement.latency_ms.value:.3f} ms"
+    if measurement.speedup is None:
+        return latency
+    s = measurement.speedup
+    return f"{s.value:.2f}x faster ({s.low:.2f} to {s.high:.2f}), {latency}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part in a run on the host."""
+    found = {"rlprune-edge": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # run from a source tree without its metadata
+    return found

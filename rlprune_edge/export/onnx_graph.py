@@ -1,0 +1,166 @@
+"""Read and build ONNX graphs (home of the onnx package): what a file needs, its identity, and probes for a board."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from rlprune_edge.errors import CandidateError
+from rlprune_edge.records import Group, OnnxArtifact, Op, PruningSpace, TensorSpec
+
+LARGE = 256
+"""float tensors with more elements than this are weights; smaller ones (shapes, scales) may decide how a graph is run"""
+
+
+def describe(path: Path, *, max_difference: float) -> OnnxArtifact:
+    """Identity, inputs and outputs of an exported file. Raises CandidateError (`export_failed`) if it is not valid ONNX."""
+    data = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(data)
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise CandidateError("export_failed", f"not a valid ONNX file: {str(error).splitlines()[0]}") from error
+    weights = {t.name for t in model.graph.initializer}
+    return OnnxArtifact(
+        path=str(path),
+        sha256=hashlib.sha256(data).hexdigest(),
+        graph_sha256=graph_sha256(model),
+        bytes=len(data),
+        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        inputs=tuple(_spec(v) for v in model.graph.input if v.name not in weights),
+        outputs=tuple(_spec(v) for v in model.graph.output),
+        max_difference=max_difference,
+    )
+
+
+def graph_sha256(model: onnx.ModelProto) -> str:
+    """Hash of the graph and its tensors' shapes without the values of large float weights.
+
+    Latency does not depend on weight values (eight kinds of values, 1.31-1.38 ms: within noise), so this is what a
+    measurement belongs to. `model` is not changed.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for tensor in bare.graph.initializer:
+        _strip(tensor)
+    for node in bare.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _strip(attribute.t)
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _strip(tensor: TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT and int(np.prod(tensor.dims)) > LARGE:
+        tensor.ClearField("raw_data")
+        tensor.ClearField("float_data")
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+    return TensorSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name, shape)
+
+
+# ---------------------------------------------------------------- probes: the same layers at several widths
+
+
+def probes(space: PruningSpace, widths: Mapping[str, Sequence[int]]) -> list[tuple[tuple[str, ...], dict[int, bytes]]]:
+    """Small models that show a board's latency staircase: for every kind of group, one per width.
+
+    Returns (names of the groups of that kind, {width: ONNX bytes}). A probe is the group's first producer at that width
+    followed by one of its consumers, as often as the two fit after one another, so that a width that falls off the
+    runtime's blocked kernels shows what it costs in context. Groups of the same sizes share one probe.
+    """
+    ops = {op.name: op for op in space.ops}
+    kinds: dict[tuple[object, ...], list[Group]] = {}
+    for group in space.groups:
+        pair = _pair_of(group, ops)
+        if pair is not None:
+            kinds.setdefault(_kind(*pair), []).append(group)
+    made = []
+    for groups in kinds.values():
+        pair = _pair_of(groups[0], ops)
+        assert pair is not None
+        by_width = {w: _probe(*pair, width=w) for w in widths[groups[0].name]}
+        made.append((tuple(g.name for g in groups), by_width))
+    return made
+
+
+def _pair_of(group: Group, ops: Mapping[str, Op]) -> tuple[Op, Op] | None:
+    """The producer and consumer that stand for a group: those that cost most, of full-convolution or linear kind."""
+    producers = [ops[n] for n in group.producers if ops[n].conv_groups == 1]
+    consumers = [ops[n] for n in group.consumers if ops[n].conv_groups == 1]
+    pairs = [(p, c) for p in producers for c in consumers if p.kind == c.kind and p.out_hw == c.in_hw]
+    return max(pairs, key=lambda pair: pair[0].macs + pair[1].macs, default=None)
+
+
+def _kind(first: Op, second: Op) -> tuple[object, ...]:
+    return tuple(
+        (o.kind, o.in_channels, o.out_channels, o.kernel, o.stride, o.padding, o.dilation, o.in_hw)
+        for o in (first, second)
+    )
+
+
+REPEATS = 3
+
+
+def _probe(first: Op, second: Op, *, width: int) -> bytes:
+    """`first` to `width` channels, ReLU, `second` from them, ReLU; repeated where the output fits the input again."""
+    rng = np.random.default_rng(width)
+    nodes, weights, name = [], [], "input"
+    loops = REPEATS if (second.out_channels, second.out_hw) == (first.in_channels, first.in_hw) else 1
+    for r in range(loops):
+        for op, (channels_in, channels_out) in (
+            (first, (first.in_channels, width)),
+            (second, (width, second.out_channels)),
+        ):
+            tag = f"{op.kind}{r}_{len(nodes)}"
+            made, tensors = _layer(op, channels_in, channels_out, source=name, tag=tag, rng=rng)
+            nodes += made
+            weights += tensors
+            name = made[-1].output[0]
+    out_shape = [1, second.out_channels, *second.out_hw]
+    in_shape = [1, first.in_channels, *first.in_hw]
+    if first.kind == "linear":
+        in_shape, out_shape = [first.in_hw[0], first.in_channels], [second.out_hw[0], second.out_channels]
+    graph = helper.make_graph(
+        nodes,
+        "probe",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, in_shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, out_shape)],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _layer(
+    op: Op, channels_in: int, channels_out: int, *, source: str, tag: str, rng: np.random.Generator
+) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+    fan_in = channels_in * op.kernel[0] * op.kernel[1]
+    shape = (channels_out, channels_in, *op.kernel) if op.kind == "conv" else (channels_in, channels_out)
+    # variance-preserving values: activations neither vanish (denormals are slow) nor overflow over the repeats
+    weight = (rng.standard_normal(shape) * np.sqrt(2.0 / fan_in)).astype(np.float32)
+    bias = np.full(channels_out, 0.01, dtype=np.float32)
+    tensors = [numpy_helper.from_array(weight, f"{tag}_w"), numpy_helper.from_array(bias, f"{tag}_b")]
+    if op.kind == "conv":
+        layer = helper.make_node(
+            "Conv",
+            [source, f"{tag}_w", f"{tag}_b"],
+            [f"{tag}_y"],
+            kernel_shape=list(op.kernel),
+            strides=list(op.stride),
+            pads=[*op.padding, *op.padding],
+            dilations=list(op.dilation),
+        )
+    else:
+        layer = helper.make_node("Gemm", [source, f"{tag}_w", f"{tag}_b"], [f"{tag}_y"])
+    relu = helper.make_node("Relu", [f"{tag}_y"], [f"{tag}_r"])
+    return [layer, relu], tensors

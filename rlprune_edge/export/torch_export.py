@@ -1,0 +1,66 @@
+"""Write a torch module as one ONNX file (home of torch.onnx)."""
+
+# torch 2.13 has two exporters. The one used here (dynamo=False) is 2-3x faster per candidate, folds BatchNorm into the
+# convolution before it, and gives the same latency; upstream calls it superseded, so the choice is made in this one place.
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlprune_edge.errors import CandidateError, UserError
+
+OPSET = 17
+INPUT = "input"
+OUTPUT = "output"
+
+
+def export(module: nn.Module, example: torch.Tensor, path: Path) -> None:
+    """Write `module` (inference mode) to `path` with a free batch dimension; `example` is one input, [1, ...].
+
+    The file is complete (weights inside) and appears under its name only when whole. Raises CandidateError
+    (`export_failed`) where an operator cannot be expressed, UserError where the disk is full.
+    """
+    module.eval()
+    part = path.with_suffix(".part")
+    noise = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(noise), _quiet("torch.onnx"):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                (example,),
+                str(part),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            )
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}.\nFree some space or choose another folder with --out."
+        ) from error
+    except (RuntimeError, ValueError, TypeError) as error:
+        part.unlink(missing_ok=True)
+        raise CandidateError("export_failed", f"torch.onnx: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _quiet(name: str):  # type: ignore[no-untyped-def]  # contextmanager's own type
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

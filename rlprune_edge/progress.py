@@ -1,0 +1,35 @@
+"""What a run tells whoever watches it: stages, trials, epochs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rlprune_edge.records import Trial
+
+
+class Watcher(Protocol):
+    """Receives what happens, in order; the command line prints it, a test may collect it."""
+
+    def stage(self, text: str) -> None:
+        """A new stage of the run begins."""
+
+    def note(self, text: str) -> None:
+        """Something a reader should know about the stage."""
+
+    def trial(self, trial: Trial, *, best: Trial | None, spent: int, budget: int) -> None:
+        """A candidate was evaluated; `best` is the best so far that meets the target."""
+
+    def step(self, text: str, done: int, total: int) -> None:
+        """Progress inside a stage, such as an epoch of training."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def stage(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def trial(self, trial: Trial, *, best: Trial | None, spent: int, budget: int) -> None: ...
+
+    def step(self, text: str, done: int, total: int) -> None: ...

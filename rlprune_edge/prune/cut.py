@@ -1,0 +1,142 @@
+"""Cut a plan out of a model, and prove that what is left computes what the masked model computes."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlprune_edge.errors import CandidateError
+from rlprune_edge.prune import graph
+from rlprune_edge.prune.graph import PRODUCERS, CoupledGroup
+from rlprune_edge.prune.importance import Ranking
+from rlprune_edge.prune.space import count_parameters, replacement
+from rlprune_edge.records import Plan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A cut network, alive only while it is evaluated."""
+
+    module: nn.Module
+    plan: Plan
+    parameters: int
+
+
+def apply(model: nn.Module, groups: Sequence[CoupledGroup], ranking: Ranking, plan: Plan) -> Candidate:
+    """A copy of `model` with the least important channels and the dropped blocks of `plan` removed.
+
+    Every group keeps the first `plan.widths[group]` channels of its ranking, in the model's own order. `model` itself is
+    not touched. The copy is in inference mode; its BatchNorm statistics are still the uncut model's.
+    """
+    small = copy.deepcopy(model).eval()
+    modules = dict(small.named_modules())
+    doomed: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for group in groups:
+        lost = _lost_channels(group, ranking, plan)
+        for s in group.slices:
+            doomed[(s.layer, s.side)].update(int(p) for p in s.positions[lost[s.channels]])
+    for (layer, side), positions in doomed.items():
+        if positions:
+            graph.remove(modules[layer], side, sorted(positions))
+    for name in plan.dropped:
+        small.set_submodule(name, replacement(modules[name]))
+    return Candidate(small, plan, count_parameters(small))
+
+
+def masked_twin(
+    model: nn.Module, groups: Sequence[CoupledGroup], ranking: Ranking, plan: Plan
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The uncut model with the plan's channels silenced where they are used, without any surgery.
+
+    Every layer that reads a lost channel reads zero instead; dropped blocks are bypassed by hooks. It shares the weights
+    of `model` and no code with the cutting, so it can testify against it.
+    """
+    modules = dict(model.named_modules())
+    silent: dict[str, np.ndarray] = {}
+    for group in groups:
+        lost = _lost_channels(group, ranking, plan)
+        for s in group.slices:
+            if s.side == "in" and isinstance(modules[s.layer], PRODUCERS) and lost.any():
+                layer = modules[s.layer]
+                size = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+                mask = silent.setdefault(s.layer, np.ones(int(size), dtype=np.float32))  # type: ignore[arg-type]
+                mask[s.positions[lost[s.channels]]] = 0.0
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        hooks = []
+        training = model.training
+        model.eval()
+        try:
+            for name, mask in silent.items():
+                hooks.append(modules[name].register_forward_pre_hook(_silence(modules[name], mask)))
+            for name in plan.dropped:
+                hooks.append(modules[name].register_forward_hook(_bypass(modules[name])))
+            with torch.no_grad():
+                out = model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            model.train(training)
+        assert isinstance(out, torch.Tensor)
+        return out
+
+    return run
+
+
+def check_against_masked(
+    candidate: Candidate,
+    model: nn.Module,
+    groups: Sequence[CoupledGroup],
+    ranking: Ranking,
+    x: torch.Tensor,
+    *,
+    tolerance: float = 1e-3,
+) -> float:
+    """Largest difference between the cut and the masked network on `x`, relative to the largest output.
+
+    Must be called before the candidate's BatchNorm statistics or weights change. Raises CandidateError
+    (`masked_mismatch`) above `tolerance`: float32 sums in another order differ by about 1e-6.
+    """
+    expected = masked_twin(model, groups, ranking, candidate.plan)(x)
+    with torch.no_grad():
+        got = candidate.module(x)
+    if got.shape != expected.shape:
+        raise CandidateError("masked_mismatch", f"cut output has shape {tuple(got.shape)}, not {tuple(expected.shape)}")
+    difference = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if not difference <= tolerance:
+        raise CandidateError(
+            "masked_mismatch",
+            f"the cut network differs from the masked one by {difference:.2g} (at most {tolerance:g} is rounding)",
+        )
+    return difference
+
+
+def _lost_channels(group: CoupledGroup, ranking: Ranking, plan: Plan) -> np.ndarray:
+    """Boolean per channel of the group: True where the plan gives it up."""
+    lost = np.zeros(group.width, dtype=bool)
+    lost[ranking[group.name][plan.widths[group.name] :]] = True
+    return lost
+
+
+def _silence(layer: nn.Module, mask: np.ndarray):  # type: ignore[no-untyped-def]  # torch's hook type
+    def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x = args[0]
+        shape = [1] * x.dim()
+        shape[-1 if isinstance(layer, nn.Linear) else 1] = -1
+        return (x * torch.from_numpy(mask).to(x).reshape(shape), *args[1:])
+
+    return hook
+
+
+def _bypass(block: nn.Module):  # type: ignore[no-untyped-def]  # torch's hook type
+    def hook(_module: nn.Module, args: tuple[torch.Tensor, ...], _out: torch.Tensor) -> torch.Tensor:
+        kept: torch.Tensor = replacement(block)(args[0])
+        return kept
+
+    return hook

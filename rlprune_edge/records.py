@@ -1,0 +1,352 @@
+"""The frozen, torch-free records that pass between rooms.
+
+Request -> Task -> nn.Module -> PruningSpace -> Plan -> Candidate -> OnnxArtifact -> Measurement -> Score -> Trial -> Bundle
+
+Units are part of the names: `_ns`, `_ms`, `_bytes`, `_mb` (1 MB = 10**6 bytes), `seconds`.
+`None` means "not known", never a magic number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+# ---------------------------------------------------------------- what can be cut
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that must be cut together, across all the layers that share them.
+
+    For a block `y = x + conv2(relu(conv1(x)))`, the outputs of `conv1` are one group (cutting it narrows `conv1`,
+    its BatchNorm and the input of `conv2`); the outputs of `conv2` belong to the group of `x`, since they are added to it.
+    """
+
+    name: str
+    """name of the layer the group was found at, e.g. `layer1.0.conv1`"""
+    width: int
+    """channels in the uncut model"""
+    levels: tuple[int, ...]
+    """widths that may be chosen, widest first; `levels[0] == width`, the last is at least 1"""
+    producers: tuple[str, ...]
+    """layers (convolutions, linear layers) whose outputs are these channels"""
+    consumers: tuple[str, ...]
+    """layers whose inputs are these channels"""
+    block: str | None
+    """the removable block that contains the whole group, if there is one"""
+    depth: float
+    """where in the network, 0 (input) to 1 (output)"""
+    parameters: int
+    """trained parameters that depend on this group (all of its channels)"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the network that can be removed because what is left of it without its layers is an identity."""
+
+    name: str
+    depth: float
+    parameters: int
+    ops: tuple[str, ...]
+    """names of the `Op`s inside it"""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One convolution or linear layer, with the sizes that decide its cost at batch 1."""
+
+    name: str
+    kind: str
+    """`conv` or `linear`"""
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    conv_groups: int
+    in_hw: tuple[int, int]
+    """height and width of the input, (1, 1) for a linear layer"""
+    out_hw: tuple[int, int]
+    in_group: str | None
+    """name of the `Group` its input channels belong to, `None` where they cannot be cut"""
+    out_group: str | None
+    block: str | None
+    in_repeat: int = 1
+    """inputs that one channel of `in_group` stands for: 16 in a linear layer after a flatten of [C, 4, 4]"""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference at full width."""
+        return self.macs_at(self.in_channels, self.out_channels)
+
+    def macs_at(self, in_channels: int, out_channels: int) -> int:
+        """Multiply-accumulates with these channel counts; a depthwise convolution scales with one of them."""
+        if self.conv_groups == 1:
+            per_output = in_channels
+        else:
+            per_output = max(1, self.in_channels // self.conv_groups)
+        kernel = self.kernel[0] * self.kernel[1]
+        return out_channels * self.out_hw[0] * self.out_hw[1] * kernel * per_output
+
+
+@dataclass(frozen=True)
+class PruningSpace:
+    """All that may be cut from one model. Order of groups and blocks is the order of the network and never changes."""
+
+    groups: tuple[Group, ...]
+    blocks: tuple[Block, ...]
+    ops: tuple[Op, ...]
+    parameters: int
+    """trained parameters of the uncut model"""
+
+    def group(self, name: str) -> Group:
+        return next(g for g in self.groups if g.name == name)
+
+    def uncut(self) -> Plan:
+        """The plan that changes nothing."""
+        return Plan(widths={g.name: g.width for g in self.groups}, dropped=())
+
+    def plan(self, widths: Mapping[str, int], dropped: tuple[str, ...] | frozenset[str] = ()) -> Plan:
+        """A canonical plan: a removed block takes its own groups with it, so their widths are written as full."""
+        gone = frozenset(dropped)
+        unknown = (gone - {b.name for b in self.blocks}) | (set(widths) - {g.name for g in self.groups})
+        if unknown:
+            raise ValueError(f"not in this pruning space: {', '.join(sorted(unknown))}")
+        full = {}
+        for g in self.groups:
+            width = g.width if g.block in gone else int(widths.get(g.name, g.width))
+            if not 1 <= width <= g.width:
+                raise ValueError(f"{g.name}: width {width} is outside 1..{g.width}")
+            full[g.name] = width
+        return Plan(widths=full, dropped=tuple(b.name for b in self.blocks if b.name in gone))
+
+    def macs(self, plan: Plan) -> int:
+        """Multiply-accumulates of one inference of the cut model (convolutions and linear layers)."""
+        gone = set(plan.dropped)
+        return sum(
+            op.macs_at(
+                plan.widths[op.in_group] * op.in_repeat if op.in_group else op.in_channels,
+                plan.widths[op.out_group] if op.out_group else op.out_channels,
+            )
+            for op in self.ops
+            if op.block not in gone
+        )
+
+    def with_levels(self, levels: Mapping[str, tuple[int, ...]]) -> PruningSpace:
+        """The same space, offering other widths for the groups named."""
+        groups = tuple(replace(g, levels=levels.get(g.name, g.levels)) for g in self.groups)
+        return replace(self, groups=groups)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to keep: a width for every group (integers) and the blocks to remove. Made by `PruningSpace.plan`."""
+
+    widths: dict[str, int]
+    dropped: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Canonical name, the same for the same network on every machine: key of cache, journal and resume."""
+        text = json.dumps({"widths": self.widths, "dropped": sorted(self.dropped)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- what was made of it
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an ONNX model; a `None` in the shape is a free (batch) dimension."""
+
+    name: str
+    dtype: str
+    """numpy name, e.g. `float32`"""
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class OnnxArtifact:
+    """An exported candidate on disk."""
+
+    path: str
+    sha256: str
+    graph_sha256: str
+    """hash of the graph without the values of its large float weights; latency depends on this alone"""
+    bytes: int
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_difference: float
+    """largest absolute difference between ONNX Runtime's and torch's outputs on the check inputs"""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its interval; `low <= value <= high`."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Process:
+    """Raw figures of one fresh measuring process on the device.
+
+    `candidate_ns[i]` and `reference_ns[i]` are the samples of the i-th pair of timed blocks, taken next to each other.
+    A sample is the mean of `loop` inferences, in nanoseconds.
+    """
+
+    candidate_ns: tuple[tuple[int, ...], ...]
+    reference_ns: tuple[tuple[int, ...], ...]
+    candidate_loop: int
+    reference_loop: int
+    warmup_runs: int
+    steady: bool
+    import_ns: int
+    session_ns: int
+    first_run_ns: int
+    memory_before_bytes: int | None
+    """VmHWM with the runtime imported and no model loaded"""
+    memory_peak_bytes: int | None
+    """VmHWM after the candidate was loaded and ran, before the reference was loaded"""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One candidate, timed on one device. Every raw sample is kept; the figures can be computed again from them."""
+
+    source: str
+    """`board`, `local`, `emulated`, `simulated` or `estimate`"""
+    device: str
+    mode: str
+    """`reward`, `verify` or `report`"""
+    threads: int
+    model_sha256: str
+    graph_sha256: str
+    reference_sha256: str | None
+    latency_ms: Interval
+    reference_ms: Interval | None
+    speedup: Interval | None
+    """reference over candidate, from pairs of neighbouring blocks"""
+    percentiles_ms: dict[str, float | None]
+    """`p50`, `p90`, ...; `None` where there are too few runs to say"""
+    memory_mb: float | None
+    """peak resident memory of the measuring process with this model, runtime included"""
+    memory_delta_mb: float | None
+    """the part of it above the runtime's own"""
+    max_output_difference: float
+    """against the host's outputs for the same inputs, first and last run"""
+    flags: tuple[str, ...]
+    """what a reader should know: `noisy`, `not_steady`, `multimodal`, `mean_of_k`, ..."""
+    processes: tuple[Process, ...]
+    vitals_before: dict[str, Any]
+    vitals_after: dict[str, Any]
+    versions: dict[str, str]
+    device_seconds: float
+    measured_at: str
+    """UTC, ISO 8601"""
+    cached: bool = False
+    """taken from the cache of earlier measurements instead of measured now"""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good a network is on one split."""
+
+    metric: float
+    """in the unit of the task's metric (accuracy and F1 in percent, WER in percent)"""
+    loss: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a candidate could not be measured; the plan's own fault, never the board's."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """The reward and the terms it is made of."""
+
+    reward: float
+    quality: float
+    feasible: bool
+    terms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of the journal: a plan and all that became of it."""
+
+    number: int
+    plan: Plan
+    quality: Quality | None
+    parameters: int | None
+    macs: int | None
+    artifact: OnnxArtifact | None
+    measurement: Measurement | None
+    failure: Failure | None
+    score: Score
+    seconds: dict[str, float]
+    """wall seconds per stage: cut, check, recover, score, export, parity, measure"""
+
+
+# ---------------------------------------------------------------- what was asked for
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """The task's figure of merit."""
+
+    name: str
+    """`accuracy`, `f1` or `wer`"""
+    higher_is_better: bool
+    unit: str = "%"
+
+    def drop(self, before: float, after: float) -> float:
+        """Points lost (positive = worse), whichever way the metric points."""
+        return before - after if self.higher_is_better else after - before
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the compressed model has to meet; all that is set must hold. Nothing set: weighted mode."""
+
+    speedup: float | None = None
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+    max_drop: float | None = None
+    """points of the metric"""
+
+    @property
+    def hard(self) -> bool:
+        return any(v is not None for v in (self.speedup, self.latency_ms, self.memory_mb))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The uncut model's figures, trial 0, that rewards and reports refer to."""
+
+    quality: Quality
+    latency_ms: float
+    memory_mb: float | None
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class WidthTimes:
+    """The board's staircase for one kind of group: measured time of the same layers at several widths, in nanoseconds."""
+
+    groups: tuple[str, ...]
+    """names of the groups this holds for (same layers, same sizes)"""
+    times_ns: dict[int, float]

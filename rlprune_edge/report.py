@@ -1,0 +1,211 @@
+"""Turns the records of a run into report.json and report.html."""
+
+# report.json, format 1: the keys of `build_report`; `architecture` is added by `write_report`. report.html is made from
+# report.json alone, so that `render` works wherever the file was carried.
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlprune_edge.errors import UserError
+from rlprune_edge.records import MetricSpec, PruningSpace, Target, Trial
+from rlprune_edge.report_words import Figures, summary_lines, summary_rows, verdict
+
+__all__ = ["build_report", "pareto", "render", "summary_lines", "summary_rows", "write_report"]
+
+FORMAT = 1
+JSON_NAME, HTML_NAME = "report.json", "report.html"
+
+
+def pareto(trials: Sequence[Trial], *, higher_is_better: bool = True) -> tuple[Trial, ...]:
+    """The measured trials that no other one beats in latency and metric, fastest first.
+
+    Among equal metrics the lower loss is better; of equal points the first is kept.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+
+    def order(trial: Trial) -> tuple[float, float, float, int]:
+        assert trial.measurement is not None
+        assert trial.quality is not None
+        return trial.measurement.latency_ms.value, -sign * trial.quality.metric, trial.quality.loss, trial.number
+
+    front: list[Trial] = []
+    for trial in sorted((t for t in trials if t.measurement and t.quality and not t.failure), key=order):
+        if not front or order(trial)[1:3] < order(front[-1])[1:3]:
+            front.append(trial)
+    return tuple(front)
+
+
+def build_report(
+    *,
+    status: str,
+    task: str,
+    model: str,
+    device: str,
+    metric: MetricSpec,
+    baseline: Figures,
+    compressed: Figures | None,
+    target: Target,
+    budget: Figures,
+    spent: Figures,
+    search: Figures,
+    trials: Sequence[Trial],
+    nearest: tuple[Trial, ...] = (),
+    notes: tuple[str, ...] = (),
+    fine_tuning: Sequence[Figures] = (),
+    bundle: str | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Figures:
+    """The content of report.json, plain JSON values only (what is not finite becomes null).
+
+    `status` is `met`, `infeasible` or `stopped`. `baseline` and `compressed` hold `metric`, `parameters`, `macs`,
+    `onnx_bytes`, `latency_ms`, `latency_ci_ms` [low, high], `memory_mb` and, where they differ from trial 0's,
+    `source`, `threads`, `mode`, `split`; `compressed` also `speedup`, `speedup_ci`, `drop` (points), `plan_key`.
+    `nearest` are the candidates an infeasible run came closest with, best first. An entry of `fine_tuning` is one
+    finalist: `plan_key`, `number`, `curve` (a list of `{"epoch", "metric"}`) and, if known, `metric`, `latency_ms`,
+    `latency_ci_ms`, `speedup` after it. `search` may hold the `command` that repeats the run.
+    """
+    front = pareto(trials, higher_is_better=metric.higher_is_better)
+    first = next((t.measurement for t in trials if t.measurement), None)
+    final = {**baseline, **(compressed or {})}
+    measured = {
+        "device": device,
+        "source": final.get("source", first.source if first else None),
+        "threads": final.get("threads", first.threads if first else None),
+        "mode": final.get("mode", first.mode if first else None),
+    }
+    report: Figures = {
+        "format": FORMAT,
+        "status": status,
+        "task": task,
+        "model": model,
+        "device": device,
+        "source": measured["source"],
+        "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better, "unit": metric.unit},
+        "baseline": baseline,
+        "compressed": compressed,
+        "target": asdict(target),
+        "budget": budget,
+        "spent": spent,
+        "search": search,
+        "pareto": [_point(t) for t in front],
+        "measured": measured,
+        "nearest": [_point(t) for t in nearest],
+        "notes": list(notes),
+        "fine_tuning": list(fine_tuning),
+        "bundle": bundle,
+        "versions": dict(versions if versions is not None else first.versions if first else {}),
+        "trials": [_point(t) for t in trials],
+    }
+    report["verdict"] = verdict(report)
+    plain: Figures = _plain(report)
+    return plain
+
+
+def write_report(run_dir: Path, report: Figures, trials: Sequence[Trial], space: PruningSpace) -> None:
+    """Write report.json and report.html into `run_dir`, each whole or not at all. Raises UserError (disk)."""
+    whole = _plain({**report, "architecture": _architecture(report, trials, space)})
+    _replace(run_dir / JSON_NAME, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _write_html(run_dir, whole)
+
+
+def render(run_dir: Path) -> Figures:
+    """Write report.html again from report.json and return the report; nothing is run. Raises UserError."""
+    path = run_dir / JSON_NAME
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{run_dir} holds no report ({JSON_NAME}: {error.strerror}).\n"
+            f"If the run was interrupted, end it first: rlprune-edge compress --resume {run_dir}"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if not isinstance(report, dict) or report.get("format") != FORMAT:
+        found = report.get("format") if isinstance(report, dict) else None
+        raise UserError(f"{path} has format {found!r}; this version reads {FORMAT}.")
+    try:
+        _write_html(run_dir, report)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error} is missing.") from error
+    return report
+
+
+def _point(trial: Trial) -> Figures:
+    """One trial as report.json lists it: what the plots and tables need, without raw samples."""
+    measured, quality = trial.measurement, trial.quality
+    return {
+        "number": trial.number,
+        "plan_key": trial.plan.key,
+        "metric": quality.metric if quality else None,
+        "loss": quality.loss if quality else None,
+        "latency_ms": measured.latency_ms.value if measured else None,
+        "latency_ci_ms": [measured.latency_ms.low, measured.latency_ms.high] if measured else None,
+        "speedup": measured.speedup.value if measured and measured.speedup else None,
+        "memory_mb": measured.memory_mb if measured else None,
+        "parameters": trial.parameters,
+        "macs": trial.macs,
+        "reward": trial.score.reward,
+        "feasible": trial.score.feasible,
+        "seconds": dict(trial.seconds),
+        "flags": list(measured.flags) if measured else [],
+        "failure": asdict(trial.failure) if trial.failure else None,
+    }
+
+
+def _architecture(report: Figures, trials: Sequence[Trial], space: PruningSpace) -> Figures:
+    """Kept width of every group and the removed blocks, of the compressed model or else of the nearest candidate."""
+    shown, key = "baseline", None
+    if report["compressed"]:
+        shown, key = "compressed", report["compressed"].get("plan_key")
+    elif report["nearest"]:
+        shown, key = "nearest", report["nearest"][0]["plan_key"]
+    plan = next((t.plan for t in trials if t.plan.key == key), None) or space.uncut()
+    gone = set(plan.dropped)
+    groups = [
+        {"name": g.name, "width": g.width, "kept": plan.widths[g.name], "block": g.block, "removed": g.block in gone}
+        for g in space.groups
+    ]
+    return {
+        "of": shown,
+        "groups": groups,
+        "blocks": [{"name": b.name, "removed": b.name in gone} for b in space.blocks],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: tuples become lists, numpy's numbers Python's, and what is not finite None."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write_html(run_dir: Path, report: Figures) -> None:
+    # plotly takes its time to load, and only a finished run needs it
+    from rlprune_edge.report_html import page
+
+    _replace(run_dir / HTML_NAME, page(report))
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"Cannot write {path}: {error.strerror}. Free some space or make the folder writable."
+        ) from error

@@ -1,0 +1,279 @@
+"""Draws the plots of report.html; the one home of plotly.
+
+Every drawing function takes the content of report.json and returns a `<div>`, or "" where there is nothing to draw.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from itertools import accumulate
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from rlprune_edge.report_words import Figures, milliseconds, number, settings, speedup
+
+# Okabe and Ito's colours, told apart by people with any kind of colour vision (jfly.uni-koeln.de/color, 2008)
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+GREY, LIGHT, INK = "#8A929B", "#E3E7EB", "#1B1F24"
+STAGES = (SKY, ORANGE, GREEN, "#F0E442", BLUE, VERMILION, PURPLE, "#555B63", "#B8BEC5")
+_FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+
+
+def javascript() -> str:
+    """Plotly's own script, to be put into the page once."""
+    return str(get_plotlyjs())
+
+
+def is_measured(point: Figures) -> bool:
+    """Whether a row of `trials` has both figures that a point in the plane needs."""
+    return point["failure"] is None and point["latency_ms"] is not None and point["metric"] is not None
+
+
+def tradeoff(report: Figures) -> str:
+    """Metric on the search split against measured latency: all candidates, the front, finalists, the target."""
+    points = [t for t in report["trials"] if is_measured(t)]
+    if not points:
+        return ""
+    figure = go.Figure()
+    front = report["pareto"]
+    keys = {t["plan_key"] for t in front}
+    baseline = [t for t in points if t["number"] == 0]
+    others = [t for t in points if t["number"] > 0]
+    finalists = {f.get("plan_key") for f in report["fine_tuning"]}
+    figure.add_scatter(
+        x=[t["latency_ms"] for t in front],
+        y=[t["metric"] for t in front],
+        mode="lines",
+        line={"color": BLUE, "width": 2, "shape": "hv" if report["metric"]["higher_is_better"] else "vh"},
+        name="Pareto front",
+        hoverinfo="skip",
+    )
+    for name, group, marker in (
+        ("candidate", [t for t in others if t["plan_key"] not in keys], {"color": GREY, "size": 8, "opacity": 0.75}),
+        ("on the front", [t for t in others if t["plan_key"] in keys], {"color": BLUE, "size": 9}),
+        ("baseline", baseline, {"color": "#000", "size": 12, "symbol": "square"}),
+        (
+            "finalist, before fine-tuning",
+            [t for t in others if t["plan_key"] in finalists],
+            {"color": VERMILION, "size": 15, "symbol": "circle-open", "line": {"width": 2}},
+        ),
+    ):
+        if group:
+            figure.add_scatter(
+                x=[t["latency_ms"] for t in group],
+                y=[t["metric"] for t in group],
+                mode="markers",
+                marker=marker,
+                name=name,
+                text=[_hover(t, report) for t in group],
+                hovertemplate="%{text}<extra></extra>",
+            )
+    tuned = [f for f in report["fine_tuning"] if f.get("metric") is not None and f.get("latency_ms") is not None]
+    if tuned:
+        figure.add_scatter(
+            x=[f["latency_ms"] for f in tuned],
+            y=[f["metric"] for f in tuned],
+            mode="markers",
+            marker={"color": VERMILION, "size": 12, "symbol": "diamond"},
+            name="finalist, fine-tuned",
+            text=[f"candidate {f.get('number', '')}, fine-tuned<br>{milliseconds(f['latency_ms'])}" for f in tuned],
+            hovertemplate="%{text}<br>%{y:.2f}<extra></extra>",
+        )
+    limit = _latency_limit(report, baseline)
+    if limit:
+        figure.add_vline(x=limit, line={"color": GREEN, "width": 2, "dash": "dash"})
+        figure.add_annotation(
+            x=limit,
+            y=0.02,
+            yref="paper",
+            yanchor="bottom",
+            xanchor="left",
+            xshift=5,
+            text=f"target {milliseconds(limit)}",
+            font={"color": GREEN, "size": 13},
+            bgcolor="rgba(255,255,255,0.85)",
+            showarrow=False,
+        )
+    figure.update_layout(**_layout(height=460))
+    figure.update_xaxes(title=f"measured latency, ms ({escape(settings(report))})", rangemode="tozero")
+    figure.update_yaxes(title=f"{report['metric']['name']}, {report['metric']['unit']}")
+    return _html(figure, "plot-tradeoff")
+
+
+def rewards(report: Figures) -> str:
+    """Reward of every candidate in the order of the search, with the best so far."""
+    points = [t for t in report["trials"] if t["number"] > 0 and t["reward"] is not None]
+    if not points:
+        return ""
+    figure = go.Figure()
+    met = "meets the target" if any(v is not None for v in report["target"].values()) else "measured"
+    for name, group, marker in (
+        (met, [t for t in points if t["feasible"] and not t["failure"]], {"color": BLUE, "size": 8}),
+        (
+            "misses the target",
+            [t for t in points if not t["feasible"] and not t["failure"]],
+            {"color": GREY, "size": 8, "symbol": "circle-open", "line": {"width": 1.5}},
+        ),
+        ("failed", [t for t in points if t["failure"]], {"color": VERMILION, "size": 9, "symbol": "x"}),
+    ):
+        if group:
+            figure.add_scatter(
+                x=[t["number"] for t in group],
+                y=[t["reward"] for t in group],
+                mode="markers",
+                marker=marker,
+                name=name,
+                text=[_hover(t, report) for t in group],
+                hovertemplate="%{text}<extra></extra>",
+            )
+    figure.add_scatter(
+        x=[t["number"] for t in points],
+        y=list(accumulate((t["reward"] for t in points), max)),
+        mode="lines",
+        line={"color": ORANGE, "width": 2.5, "shape": "hv"},
+        name="best so far",
+        hovertemplate="best so far %{y:.3f}<extra></extra>",
+    )
+    figure.update_layout(**_layout(height=360))
+    figure.update_xaxes(title="candidate", rangemode="tozero")
+    figure.update_yaxes(title="reward")
+    return _html(figure, "plot-reward")
+
+
+def widths(report: Figures) -> str:
+    """Share of each group's channels that is kept, with the numbers beside it; removed blocks are hatched."""
+    groups = (report.get("architecture") or {}).get("groups") or []
+    if not groups:
+        return ""
+    names = [escape(g["name"]) for g in groups]
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=[0 if g["removed"] else 100 for g in groups],
+        orientation="h",
+        marker={"color": LIGHT},
+        name="before",
+        hoverinfo="skip",
+    )
+    figure.add_bar(
+        y=names,
+        x=[0 if g["removed"] else 100 * g["kept"] / g["width"] for g in groups],
+        orientation="h",
+        marker={"color": BLUE},
+        name="kept",
+        text=[f"{g['kept']} of {g['width']}" for g in groups],
+        hovertemplate="%{y}: %{text}<extra></extra>",
+        textposition="none",
+    )
+    if any(g["removed"] for g in groups):
+        figure.add_bar(
+            y=names,
+            x=[100 if g["removed"] else 0 for g in groups],
+            orientation="h",
+            marker={
+                "color": "#fff",
+                "line": {"color": VERMILION, "width": [1 if g["removed"] else 0 for g in groups]},
+                "pattern": {"shape": "/", "fgcolor": VERMILION, "size": 6},
+            },
+            name="removed with its block",
+            hoverinfo="skip",
+        )
+    for name, group in zip(names, groups, strict=True):
+        text = "removed" if group["removed"] else f"{group['kept']} / {group['width']}"
+        figure.add_annotation(x=102, y=name, text=text, showarrow=False, xanchor="left", font={"size": 11})
+    figure.update_layout(**_layout(height=110 + 19 * len(groups)), barmode="overlay", bargap=0.25)
+    figure.update_layout(margin={"r": 8, "b": 45})
+    ticks = [0, 25, 50, 75, 100]
+    figure.update_xaxes(title="channels kept, %", range=[0, 128], tickvals=ticks, fixedrange=True)
+    figure.update_yaxes(autorange="reversed", tickmode="linear", dtick=1, tickfont={"size": 11}, showgrid=False)
+    return _html(figure, "plot-widths")
+
+
+def seconds(report: Figures) -> str:
+    """Wall seconds per stage, stacked, one bar a candidate."""
+    trials = [t for t in report["trials"] if t["seconds"]]
+    stages = list(dict.fromkeys(stage for t in trials for stage in t["seconds"]))
+    if not stages:
+        return ""
+    figure = go.Figure()
+    for i, stage in enumerate(stages):
+        figure.add_bar(
+            x=[t["number"] for t in trials],
+            y=[t["seconds"].get(stage, 0) for t in trials],
+            name=escape(stage),
+            marker={"color": STAGES[i % len(STAGES)], "line": {"width": 0}},
+            hovertemplate="candidate %{x}, " + escape(stage) + ": %{y:.2f} s<extra></extra>",
+        )
+    figure.update_layout(**_layout(height=360), barmode="stack", bargap=0.15)
+    figure.update_layout(legend={"traceorder": "normal"})
+    figure.update_xaxes(title="candidate (0 is the uncut model)")
+    figure.update_yaxes(title="seconds", rangemode="tozero")
+    return _html(figure, "plot-seconds")
+
+
+def recovery(report: Figures) -> str:
+    """The finalists' metric over the epochs of fine-tuning."""
+    figure = go.Figure()
+    for i, finalist in enumerate(report["fine_tuning"]):
+        curve = [p for p in finalist.get("curve") or [] if p.get("metric") is not None]
+        if curve:
+            figure.add_scatter(
+                x=[p["epoch"] for p in curve],
+                y=[p["metric"] for p in curve],
+                mode="lines+markers",
+                line={"color": (BLUE, VERMILION, GREEN, PURPLE)[i % 4], "dash": ("solid", "dash", "dot")[i % 3]},
+                name=f"candidate {escape(str(finalist.get('number', i + 1)))}",
+                hovertemplate="epoch %{x}: %{y:.2f}<extra></extra>",
+            )
+    if not figure.data:
+        return ""
+    figure.update_layout(**_layout(height=340), showlegend=True)
+    figure.update_xaxes(title="epoch", dtick=1)
+    figure.update_yaxes(title=f"{report['metric']['name']}, {report['metric']['unit']}")
+    return _html(figure, "plot-recovery")
+
+
+def _html(figure: go.Figure, name: str) -> str:
+    """The `<div id=name>` with the figure in it; needs `javascript()` earlier on the page."""
+    config = {"responsive": True, "displayModeBar": False}
+    return str(figure.to_html(include_plotlyjs=False, full_html=False, div_id=name, config=config))
+
+
+def _layout(height: int) -> dict[str, Any]:
+    axis = {"gridcolor": LIGHT, "zeroline": False, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY}
+    return {
+        "height": height,
+        "template": "none",
+        "font": {"family": _FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "#fff",
+        "plot_bgcolor": "#fff",
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+        "hoverlabel": {"align": "left", "font": {"family": _FONT, "size": 13}},
+        "xaxis": {**axis, "automargin": True},
+        "yaxis": {**axis, "automargin": True},
+    }
+
+
+def _hover(point: Figures, report: Figures) -> str:
+    what = "baseline" if point["number"] == 0 else f"candidate {point['number']}"
+    lines = [f"<b>{what}</b> {escape(point['plan_key'])}"]
+    if point["failure"]:
+        return "<br>".join([*lines, escape(point["failure"]["kind"])])
+    faster = f", {speedup(point['speedup'])}" if point["speedup"] else ""
+    lines.append(milliseconds(point["latency_ms"]) + faster)
+    lines.append(f"{report['metric']['name']} {number(point['metric'], 2)} {report['metric']['unit']}")
+    if point["reward"] is not None:
+        lines.append(f"reward {point['reward']:.3f}")
+    return "<br>".join(lines)
+
+
+def _latency_limit(report: Figures, baseline: list[Figures]) -> float | None:
+    """Where the target stands on the axis of latencies, in ms."""
+    target = report["target"]
+    if target["latency_ms"] is not None:
+        return float(target["latency_ms"])
+    before = baseline[0]["latency_ms"] if baseline else report["baseline"].get("latency_ms")
+    return before / target["speedup"] if target["speedup"] is not None and before else None

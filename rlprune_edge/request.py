@@ -1,0 +1,159 @@
+"""Everything that was asked for, checked once: flags over a TOML file over the defaults."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlprune_edge.errors import UserError
+from rlprune_edge.records import Target
+
+AGENTS = ("ppo", "random", "uniform")
+FILE = "request.toml"
+
+
+class Request(BaseModel):
+    """One `compress` run. Field names are the flags' names with underscores, and the keys of `--config` files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    task: str = "digits"
+    model: str | None = None
+    """name in the task's list, or package.module:factory"""
+    weights: str | None = None
+    data: str | None = None
+    untrained: bool = False
+    device: str = "local"
+    threads: int | None = Field(None, ge=1)
+
+    target_speedup: float | None = None
+    target_latency_ms: float | None = None
+    max_memory_mb: float | None = None
+    max_drop: float | None = None
+
+    agent: str = "ppo"
+    budget: int = 60
+    device_seconds: float | None = Field(None, gt=0)
+    seed: int = Field(0, ge=0)
+    step: float = Field(0.10, gt=0, lt=1)
+    importance: str = "taylor"
+    calibration_images: int = Field(256, ge=1)
+    search_images: int | None = Field(None, ge=1)
+
+    finalists: int = Field(2, ge=1)
+    epochs: int | None = Field(None, ge=0)
+    learning_rate: float | None = Field(None, gt=0)
+    batch_size: int | None = Field(None, ge=1)
+    distillation: bool = True
+    final_mode: str = "report"
+
+    @property
+    def target(self) -> Target:
+        return Target(self.target_speedup, self.target_latency_ms, self.max_memory_mb, self.max_drop)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Request:
+        if self.target_speedup is not None and self.target_latency_ms is not None:
+            raise ValueError("--target-speedup and --target-latency contradict each other: give one of them")
+        if self.target_speedup is not None and self.target_speedup <= 1:
+            raise ValueError(f"--target-speedup {self.target_speedup:g} would make it slower: give a number above 1")
+        for name, value in (("--target-latency", self.target_latency_ms), ("--max-memory", self.max_memory_mb)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value:g}")
+        if self.max_drop is not None and self.max_drop < 0:
+            raise ValueError(f"--max-drop {self.max_drop:g} asks for a gain: give 0 or more points")
+        if self.budget < 1:
+            raise ValueError(f"--budget {self.budget} leaves nothing to try: give at least 1 candidate")
+        for name, value, known in (
+            ("--agent", self.agent, AGENTS),
+            ("--importance", self.importance, ("taylor", "magnitude")),
+            ("--final-mode", self.final_mode, ("verify", "report")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value} is not known: choose {', '.join(known)}")
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Write request.toml; what is not set is left out."""
+        lines = [f"{k} = {json.dumps(v)}" for k, v in self.model_dump(exclude_none=True).items()]
+        (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def command(self) -> str:
+        """The command line that asks for the same again."""
+        words = ["rlprune-edge compress"]
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value == field.default:
+                continue
+            flag = "--" + name.replace("_", "-")
+            if name == "target_latency_ms":
+                words.append(f"--target-latency {value:g}ms")
+            elif name == "max_memory_mb":
+                words.append(f"--max-memory {value:g}MB")
+            elif isinstance(value, bool):
+                words.append(flag if value else flag.replace("--", "--no-", 1))
+            else:
+                words.append(f"{flag} {value}")
+        return " ".join(words)
+
+
+def make(words: dict[str, Any], config: Path | None = None) -> Request:
+    """A Request from flags (None = not given) over a TOML file. Raises UserError with every problem found."""
+    merged = _read(config) if config else {}
+    merged.update({k: v for k, v in words.items() if v is not None})
+    return _checked(merged, source=str(config) if config else None)
+
+
+def load(folder: Path) -> Request:
+    """The request of a run folder. Raises UserError where the folder holds no run."""
+    if not (folder / FILE).is_file():
+        raise UserError(
+            f"{folder} holds no run to resume ({FILE} is missing).\nGive the folder a former run wrote to with --out."
+        )
+    return _checked(_read(folder / FILE), source=str(folder / FILE))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _checked(values: dict[str, Any], source: str | None) -> Request:
+    try:
+        return Request(**values)
+    except ValidationError as error:
+        raise UserError("\n".join(_sentence(e, source) for e in error.errors())) from error
+
+
+def _sentence(problem: Any, source: str | None) -> str:
+    where = ".".join(str(p) for p in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{source or 'the request'}: unknown key {where!r}. Known: {', '.join(Request.model_fields)}."
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return message + "." if not where else f"--{where.replace('_', '-')}: {message}."
+
+
+def milliseconds(text: str) -> float:
+    """`30ms`, `30`, `0.03s` -> 30.0. Raises UserError."""
+    return _quantity(text, {"": 1.0, "ms": 1.0, "s": 1000.0, "us": 0.001}, "30ms or 0.03s")
+
+
+def megabytes(text: str) -> float:
+    """`200MB`, `200`, `0.2GB` -> 200.0 (1 MB = 10**6 bytes). Raises UserError."""
+    return _quantity(text, {"": 1.0, "mb": 1.0, "gb": 1000.0, "kb": 0.001}, "200MB or 0.2GB")
+
+
+def _quantity(text: str, units: dict[str, float], examples: str) -> float:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", text)
+    if not match or match[2].lower() not in units:
+        raise UserError(f"{text!r} is not understood: write {examples}.")
+    return float(match[1]) * units[match[2].lower()]

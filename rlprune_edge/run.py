@@ -1,0 +1,197 @@
+"""The spine, part 1: what a run has in its hands, and `evaluate`, the one door every candidate goes through."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlprune_edge.device.local import LocalDevice
+from rlprune_edge.errors import BudgetSpent, CandidateError, UserError
+from rlprune_edge.export import onnx_graph, parity, torch_export
+from rlprune_edge.journal import Journal
+from rlprune_edge.progress import Watcher
+from rlprune_edge.prune import cut, graph, importance, recover, space
+from rlprune_edge.records import (
+    Baseline,
+    Failure,
+    Measurement,
+    OnnxArtifact,
+    Plan,
+    PruningSpace,
+    Quality,
+    Score,
+    Trial,
+)
+from rlprune_edge.request import Request
+from rlprune_edge.run_folder import RunFolder
+from rlprune_edge.search import reward
+from rlprune_edge.tasks.task import LoadedModel, Task
+
+
+@dataclass
+class Run:
+    """All that a run has in its hands while it lasts; made by `compress`, used up by `deliver`."""
+
+    request: Request
+    folder: RunFolder
+    watcher: Watcher
+    task: Task
+    loaded: LoadedModel
+    device: LocalDevice
+    journal: Journal
+    groups: tuple[graph.CoupledGroup, ...]
+    space: PruningSpace
+    ranking: importance.Ranking
+    calibration: list[torch.Tensor]
+    """inputs that BatchNorm statistics are taken from"""
+    probe_input: torch.Tensor
+    """a few real inputs on which every candidate is held against its masked twin, and its export against torch"""
+    notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def baseline_trial(self) -> Trial:
+        return self.journal.trials[0]
+
+    @property
+    def baseline(self) -> Baseline:
+        return _baseline(self.baseline_trial)
+
+    @property
+    def candidates_spent(self) -> int:
+        return max(0, len(self.journal.trials) - 1)  # trial 0, the uncut model, is free
+
+    @property
+    def device_seconds_spent(self) -> float:
+        return sum(t.measurement.device_seconds for t in self.journal.trials if t.measurement)
+
+    @property
+    def best(self) -> Trial | None:
+        met = [t for t in self.journal.trials[1:] if t.score.feasible]
+        return max(met, key=lambda t: t.score.reward, default=None)
+
+    def evaluate(self, plan: Plan) -> Trial:
+        """The trial of a plan: recorded if it is known, else cut, healed, scored, exported, measured, rewarded, recorded.
+
+        Raises BudgetSpent instead of starting a candidate beyond the budget; DeviceError passes through: it is nobody's
+        reward.
+        """
+        if known := self.journal.find(plan.key):
+            return known
+        if self.candidates_spent >= self.request.budget:
+            raise BudgetSpent(f"{self.request.budget} candidates evaluated")
+        if self.request.device_seconds and self.device_seconds_spent >= self.request.device_seconds:
+            raise BudgetSpent(f"{self.request.device_seconds:g} device seconds used")
+        seconds: dict[str, float] = {}
+        quality: Quality | None = None
+        measurement: Measurement | None = None
+        artifact, failure, candidate, macs = None, None, None, None
+        uncut = plan.key == self.space.uncut().key
+        path = self.folder.scratch("baseline.onnx" if uncut else f"{plan.key}.onnx")
+        try:
+            candidate = self.make_candidate(plan, seconds)
+            macs = space.count_macs(candidate.module, self.probe_input[:1])
+            with timed(seconds, "score"):
+                quality = self.task.score(candidate.module, "search", limit=self.request.search_images)
+            artifact, outputs = self.export(candidate.module, path, seconds)
+            with timed(seconds, "measure"):
+                measurement = self.measure(artifact, outputs, "verify" if uncut else "reward", alone=uncut)
+        except CandidateError as error:
+            failure = Failure(error.kind, str(error))
+            if uncut:
+                raise UserError(f"The uncut model itself cannot be used: {error}") from error
+        finally:
+            if not uncut:
+                path.unlink(missing_ok=True)
+        trial = Trial(
+            number=len(self.journal.trials),
+            plan=plan,
+            quality=quality,
+            parameters=candidate.parameters if candidate else None,
+            macs=macs,
+            artifact=artifact,
+            measurement=measurement,
+            failure=failure,
+            score=Score(reward=0.0, quality=1.0, feasible=False),
+            seconds={k: round(v, 4) for k, v in seconds.items()},
+        )
+        trial = replace(trial, score=self._score(trial, _baseline(trial) if uncut else self.baseline))
+        self.journal.append(trial)
+        self.watcher.trial(trial, best=self.best, spent=self.candidates_spent, budget=self.request.budget)
+        return trial
+
+    def make_candidate(self, plan: Plan, seconds: dict[str, float]) -> cut.Candidate:
+        """Cut a plan, prove it equal to its masked twin, heal its BatchNorm statistics."""
+        with timed(seconds, "cut"):
+            candidate = cut.apply(self.loaded.module, self.groups, self.ranking, plan)
+        with timed(seconds, "check"):
+            cut.check_against_masked(candidate, self.loaded.module, self.groups, self.ranking, self.probe_input)
+        with timed(seconds, "recover"):
+            if plan.key != self.space.uncut().key:
+                recover.recalibrate_batchnorm(candidate.module, self.calibration)
+        return candidate
+
+    def export(
+        self, module: torch.nn.Module, path: Path, seconds: dict[str, float]
+    ) -> tuple[OnnxArtifact, dict[str, np.ndarray]]:
+        """Write ONNX and hold it against torch; returns it with the outputs that the device has to reproduce."""
+        with timed(seconds, "export"):
+            torch_export.export(module, self.probe_input[:1], path)
+        with timed(seconds, "parity"):
+            outputs, difference = parity.check(path, module, self.probe_input[:1], input_name=torch_export.INPUT)
+            return onnx_graph.describe(path, max_difference=difference), outputs
+
+    def measure(
+        self, artifact: OnnxArtifact, outputs: dict[str, np.ndarray], mode: str, *, alone: bool = False
+    ) -> Measurement:
+        """Time an exported candidate on the device, in turns with the uncut model."""
+        first = None if alone else self.baseline_trial.artifact
+        return self.device.measure(
+            Path(artifact.path),
+            model_sha256=artifact.sha256,
+            graph_sha256=artifact.graph_sha256,
+            reference=(Path(first.path), first.sha256) if first else None,
+            inputs={torch_export.INPUT: self.probe_input[:1].numpy()},
+            expected=outputs,
+            mode=mode,
+        )
+
+    def _score(self, trial: Trial, baseline: Baseline) -> Score:
+        measured = trial.measurement if trial.failure is None else None
+        return reward.score(
+            trial.quality,
+            reward.judged_latency_ms(measured, baseline) if measured else None,
+            measured.memory_mb if measured else None,
+            baseline=baseline,
+            target=self.request.target,
+            metric=self.task.metric,
+            chance_loss=self.task.chance_loss,
+        )
+
+
+def _baseline(trial: Trial) -> Baseline:
+    if trial.quality is None or trial.measurement is None or trial.parameters is None or trial.macs is None:
+        raise UserError("The journal's first trial is not the uncut model; start a new run.")
+    return Baseline(
+        quality=trial.quality,
+        latency_ms=trial.measurement.latency_ms.value,
+        memory_mb=trial.measurement.memory_mb,
+        parameters=trial.parameters,
+        macs=trial.macs,
+    )
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the wall seconds of the block to `seconds[stage]`, whether it succeeds or not."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begun

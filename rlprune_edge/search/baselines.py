@@ -1,0 +1,94 @@
+"""The searchers that PPO has to beat, through the same door: random policy and uniform shrinking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from rlprune_edge.errors import BudgetSpent
+from rlprune_edge.records import Plan, PruningSpace, Trial
+from rlprune_edge.search.end import SearchEnd
+from rlprune_edge.search.env import PruningEnv
+from rlprune_edge.search.repeats import Repeats
+
+OnTrial = Callable[[Trial], None]
+
+
+def search_with_random(env: PruningEnv, *, seed: int, on_trial: OnTrial | None = None) -> SearchEnd:
+    """Every possible action with the same probability, through the same episodes as PPO.
+
+    Runs until the budget is spent or hardly a proposal is new. `on_trial` is told each distinct trial.
+    """
+    rng = np.random.default_rng(seed)
+    repeats = Repeats()
+    reason = "repeats"
+    try:
+        while not repeats.many:
+            env.reset()
+            ended = False
+            while not ended:
+                action = int(rng.choice(np.flatnonzero(env.action_masks())))
+                _, _, ended, _, info = env.step(action)
+            repeats.count(info["new"])
+            if info["new"] and on_trial is not None:
+                on_trial(info["trial"])
+    except BudgetSpent:
+        reason = "budget"
+    return SearchEnd(tuple(env.trials.values()), env.episodes, reason)
+
+
+def search_with_uniform(env: PruningEnv, *, seed: int = 0, on_trial: OnTrial | None = None) -> SearchEnd:
+    """The same share of every group, to the nearest offered width; no block is removed. Nothing is random (no `seed`).
+
+    With a hard budget: the widest plan predicted to meet it, predicted anew after every measurement, then its
+    neighbours on either side. Without one: the whole ladder, coarse to fine. Runs until the budget is spent or the
+    ladder is exhausted.
+    """
+    ladder = uniform_ladder(env.space)
+    order = _around_boundary(env, ladder) if env.limits.hard else _coarse_to_fine(ladder)
+    reason = "exhausted"
+    try:
+        for plan in order:
+            trial, new = env.try_plan(plan)
+            env.episodes += 1
+            if new and on_trial is not None:
+                on_trial(trial)
+    except BudgetSpent:
+        reason = "budget"
+    return SearchEnd(tuple(env.trials.values()), env.episodes, reason)
+
+
+def uniform_ladder(space: PruningSpace) -> list[Plan]:
+    """All distinct uniform plans of the offered widths, widest first, the uncut one left out."""
+    plans: dict[str, Plan] = {}
+    for share in np.linspace(1.0, 0.0, 401):
+        widths = {g.name: min(g.levels, key=lambda n, g=g: (abs(n - share * g.width), -n)) for g in space.groups}
+        plan = space.plan(widths)
+        plans.setdefault(plan.key, plan)
+    plans.pop(space.uncut().key, None)
+    return list(plans.values())
+
+
+def _coarse_to_fine(ladder: list[Plan]) -> Iterator[Plan]:
+    done: set[int] = set()
+    stride = max(1, len(ladder) // 4)
+    while len(done) < len(ladder):
+        for i in range(0, len(ladder), stride):
+            if i not in done:
+                done.add(i)
+                yield ladder[i]
+        stride = max(1, stride // 2)
+
+
+def _around_boundary(env: PruningEnv, ladder: list[Plan]) -> Iterator[Plan]:
+    """Each time the untried plan nearest to where the budget is now predicted to be met, the cheaper side first."""
+    encoded = [env.model.arrays.encode(plan) for plan in ladder]
+    widths, dropped = (np.concatenate([rows[i] for rows in encoded]) for i in range(2)) if ladder else (None, None)
+    left = set(range(len(ladder)))
+    while left:
+        met = np.flatnonzero(env.limits.met(env.model, widths, dropped))
+        boundary = int(met[0]) if len(met) else len(ladder) - 1
+        i = min(left, key=lambda i: (abs(i - boundary), -i))
+        left.remove(i)
+        yield ladder[i]

@@ -1,0 +1,78 @@
+"""Judge by prediction whether a plan meets the hard budget, and give back what it cut too much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlprune_edge.records import Plan
+from rlprune_edge.search.arrays import Bools, Ints
+from rlprune_edge.search.latency import LatencyModel
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The hard budget of a search; `None` where nothing is asked."""
+
+    latency_ms: float | None
+    memory_mb: float | None
+
+    @property
+    def hard(self) -> bool:
+        return self.latency_ms is not None or self.memory_mb is not None
+
+    def met(self, model: LatencyModel, widths: Ints, dropped: Bools) -> Bools:
+        """Which plans of a batch are predicted to meet the budget, the model's margins kept: [plans].
+
+        Without a hard budget every plan does.
+        """
+        fits = np.ones(len(widths), dtype=np.bool_)
+        if self.latency_ms is not None:
+            fits &= model.predict_many(widths, dropped) <= self.latency_ms * (1.0 - model.margin())
+        if self.memory_mb is not None:
+            fits &= model.predict_memory_many(widths, dropped) <= self.memory_mb - model.memory_margin_mb()
+        return fits
+
+
+def filled(plan: Plan, model: LatencyModel, limits: Limits) -> Plan:
+    """The plan with every level and block given back that still fits the predicted budget.
+
+    The last cut of an episode overshoots the budget, by up to a whole block; accuracy was paid for that and nothing
+    needs it. Greedy: each time the one that restores most of the network (share of MACs plus share of weights) per
+    millisecond. Deterministic. A plan that does not meet the budget, and any plan without one, comes back as it is.
+    """
+    arrays, space = model.arrays, model.arrays.space
+    widths, dropped = (rows[0].copy() for rows in arrays.encode(plan))
+    if not limits.hard or not limits.met(model, widths[None], dropped[None])[0]:
+        return plan
+    while True:
+        wider = []
+        for i, group in enumerate(space.groups):
+            gone = arrays.block_of_group[i] >= 0 and dropped[arrays.block_of_group[i]]
+            level = min((n for n in group.levels if n > widths[i]), default=None)
+            if level is not None and not gone:
+                row = widths.copy()
+                row[i] = level
+                wider.append((row, dropped))
+        for i in np.flatnonzero(dropped):
+            row = dropped.copy()
+            row[i] = False
+            wider.append((widths, row))
+        if not wider:
+            break
+        w, d = np.stack([row for row, _ in wider]), np.stack([row for _, row in wider])
+        fits = limits.met(model, w, d)
+        if not fits.any():
+            break
+        w_all, d_all = np.concatenate([widths[None], w]), np.concatenate([dropped[None], d])
+        restored = (
+            arrays.op_macs(w_all, d_all).sum(axis=1) / arrays.full_macs
+            + arrays.op_weights(w_all, d_all).sum(axis=1) / arrays.full_weights
+        )
+        ms = model.predict_many(w_all, d_all)
+        cost = np.maximum(1e-9 * model.baseline_ms, ms[1:] - ms[0])
+        worth = np.where(fits, (restored[1:] - restored[0]) / cost, -np.inf)
+        best = int(np.argmax(worth))
+        widths, dropped = w[best].copy(), d[best].copy()
+    return arrays.decode(widths, dropped)

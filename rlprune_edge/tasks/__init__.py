@@ -1,0 +1,1 @@
+"""The room of tasks: data, metric, trained model; enter it through `catalog`, which imports no torch."""

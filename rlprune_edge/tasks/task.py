@@ -1,0 +1,164 @@
+"""The contract of a task: data in four splits, a loss, a metric, a trained model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlprune_edge.errors import UserError
+from rlprune_edge.records import MetricSpec, Quality
+
+SPLITS = ("train", "search", "validation", "test")
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""pairs of inputs and targets; the first dimension of both counts examples"""
+
+Progress = Callable[[int, int, float], None]
+"""called after every epoch of a training with (epochs done, epochs in all, mean training loss)"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a cut network of this task is fine-tuned; the defaults are the product's prescribed ones."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-4
+    epochs: int = 5
+    batch_size: int = 32
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    """of SGD"""
+    label_smoothing: float = 0.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    """optimizer steps over which the learning rate rises from 0"""
+    distillation_temperature: float = 4.0
+    distillation_weight: float = 0.7
+    """share of the loss that comes from the uncut model's outputs, 0 to 1"""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network that is ready to be compressed, and what a report should say about it."""
+
+    module: nn.Module
+    name: str
+    description: str
+    source: str
+    """where the weights come from, e.g. `trained here` or `file resnet56.safetensors`"""
+    notes: tuple[str, ...] = ()
+    """what a reader of the results should know, e.g. that the weights are random"""
+    licence: str | None = None
+    """of the weights; `None` where it is not known"""
+
+
+class Task(ABC):
+    """What is to be solved, on which data, judged how. Derive from it (or from `InMemoryTask`) to bring your own.
+
+    A subclass sets the attributes below and implements the abstract methods. `test` is read once, at the end of a run;
+    whatever steers a search uses `search`, and the choice between finalists uses `validation`.
+    """
+
+    name: str
+    metric: MetricSpec
+    preprocessing: dict[str, Any]
+    """what an app has to do to raw data before it calls the model; ends up in the bundle"""
+    chance_loss: float
+    """loss of a model that knows nothing, e.g. ln(number of classes)"""
+    labels: list[str] | None = None
+    """names of the classes in the order of the outputs"""
+    notes: tuple[str, ...] = ()
+    """what a reader of the report should know about the data, e.g. where the splits come from"""
+    recipe: Recipe = Recipe()
+    model_names: tuple[str, ...] = ()
+    """what `model` accepts, the default first"""
+
+    @abstractmethod
+    def size(self, split: str) -> int:
+        """Number of examples in a split."""
+
+    @abstractmethod
+    def read(
+        self, split: str, batch_size: int, *, augment: bool, generator: torch.Generator | None, limit: int | None
+    ) -> Batches:
+        """Yield the split's batches; called by `batches`, which has checked the arguments.
+
+        `generator`: shuffle with it, and draw augmentation from it; `None`: keep the order (and augment at random).
+        `limit`: at most that many examples, after shuffling.
+        """
+
+    @abstractmethod
+    def example_input(self) -> Tensor:
+        """One real preprocessed example, with a batch dimension of 1."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of a batch, differentiable."""
+
+    @abstractmethod
+    def model(
+        self, name: str | None, *, weights: Path | None, cache_dir: Path, progress: Progress | None = None
+    ) -> LoadedModel:
+        """The trained network called `name` (`None`: the default), with `weights` from a file if one is given.
+
+        May train a network and keep it under `cache_dir`. Raises UserError for an unknown name and for weights that do
+        not fit.
+        """
+
+    def figure(self, outputs: Tensor, targets: Tensor) -> float:
+        """The metric over a whole split, in percent. This one is accuracy; a task with another metric overrides it."""
+        if self.metric.name != "accuracy":
+            raise UserError(
+                f"Task {self.name} is judged by {self.metric.name}, but does not say how to compute it: "
+                f"{type(self).__name__} has to override figure(outputs, targets)."
+            )
+        return 100.0 * float((outputs.argmax(dim=1) == targets).float().mean())
+
+    @cached_property
+    def reads(self) -> Counter[str]:
+        """How often each split was asked for; proves that `test` steered nothing."""
+        return Counter()
+
+    def batches(
+        self, split: str, batch_size: int, *, augment: bool = False, seed: int | None = None, limit: int | None = None
+    ) -> Batches:
+        """Batches of a split: in their order, or with `seed` shuffled (the same seed gives the same batches).
+
+        Raises ValueError for an unknown split or a batch size or limit below 1.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        if batch_size < 1 or (limit is not None and limit < 1):
+            raise ValueError(f"batch_size {batch_size} and limit {limit} must be at least 1")
+        self.reads[split] += 1
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return self.read(split, batch_size, augment=augment, generator=generator, limit=limit)
+
+    def score(self, model: nn.Module, split: str, *, limit: int | None = None) -> Quality:
+        """Metric and mean loss of `model` on a split, in evaluation mode; the model's modes are put back afterwards.
+
+        Keeps all outputs of the split in memory, so that metrics which are no means (F1) can be computed.
+        """
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        outputs, targets, losses = [], [], 0.0
+        try:
+            with torch.no_grad():
+                for x, y in self.batches(split, 250, limit=limit):
+                    out = model(x)
+                    losses += float(self.loss(out, y)) * len(y)
+                    outputs.append(out)
+                    targets.append(y)
+        finally:
+            for module, training in modes:
+                module.training = training
+        examples = sum(len(y) for y in targets)
+        return Quality(self.figure(torch.cat(outputs), torch.cat(targets)), losses / examples, examples)

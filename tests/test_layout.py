@@ -1,0 +1,102 @@
+"""The rooms, as a test: who may import whom, and the one home of every foreign library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
+SPINE = {"rlprune_edge/run.py", "rlprune_edge/compress.py", "rlprune_edge/deliver.py", "rlprune_edge/cli.py"}
+HOMES = {
+    "torch_pruning": ("rlprune_edge/prune/graph.py",),
+    "onnx": ("rlprune_edge/export/onnx_graph.py",),
+    "onnxruntime": (
+        "rlprune_edge/export/parity.py",
+        "rlprune_edge/bundle/predict_template.py",  # runs without us
+        "agents/rlprune_agent/runtime.py",
+    ),
+    "gymnasium": ("rlprune_edge/search/env.py",),
+    "stable_baselines3": ("rlprune_edge/search/ppo.py",),
+    "sb3_contrib": ("rlprune_edge/search/ppo.py",),
+    "torchvision": ("rlprune_edge/tasks/torchvision_models.py",),
+    "datasets": ("rlprune_edge/tasks/images.py",),
+    "sklearn": ("rlprune_edge/tasks/digits.py",),
+    "safetensors": ("rlprune_edge/tasks/weights.py",),
+    "plotly": ("rlprune_edge/report_html.py",),
+    "typer": ("rlprune_edge/cli.py",),
+    "rich": ("rlprune_edge/cli.py", "rlprune_edge/console.py"),
+}
+TORCH = ("rlprune_edge/tasks/", "rlprune_edge/prune/", "rlprune_edge/export/", "rlprune_edge/search/ppo.py")
+
+
+def files() -> list[Path]:
+    return sorted([*ROOT.glob("rlprune_edge/**/*.py"), *ROOT.glob("agents/rlprune_agent/*.py")])
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def offences(path: Path, name: str) -> list[str]:
+    """What the file `name` (relative to the root) imports against the rules."""
+    wrong = []
+    room = name.split("/")[1] if name.count("/") > 1 and name.startswith("rlprune_edge/") else None
+    for module in imports(path):
+        top, *rest = module.split(".")
+        if top in HOMES and name not in HOMES[top]:
+            wrong.append(f"{name} imports {top}, whose home is {', '.join(HOMES[top])}")
+        if top == "torch" and name not in SPINE and not name.startswith(TORCH):
+            wrong.append(f"{name} imports torch")
+        if top == "rlprune_edge" and name.startswith("agents/"):
+            wrong.append(f"{name}: the agent knows nobody, but imports {module}")
+        if top == "rlprune_agent" and not name.startswith(("rlprune_edge/device/", "agents/")):
+            wrong.append(f"{name} imports the agent; only the device room may")
+        if top == "rlprune_edge" and rest and rest[0] in ROOMS and room != rest[0] and name not in SPINE:
+            if name != "rlprune_edge/__main__.py":  # hands `bundle verify` on where typer is missing
+                wrong.append(f"{name} imports the room {rest[0]}")
+    return wrong
+
+
+def test_rooms_do_not_import_each_other_and_libraries_stay_at_home() -> None:
+    found = [wrong for path in files() for wrong in offences(path, path.relative_to(ROOT).as_posix())]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "complaint"),
+    [
+        ("rlprune_edge/search/x.py", "from rlprune_edge.prune import cut", "imports the room prune"),
+        ("rlprune_edge/search/x.py", "import torch", "imports torch"),
+        ("rlprune_edge/prune/x.py", "import onnx.helper", "whose home is"),
+        ("agents/rlprune_agent/x.py", "from rlprune_edge import records", "the agent knows nobody"),
+        ("rlprune_edge/report.py", "from rlprune_agent import protocol", "only the device room may"),
+    ],
+)
+def test_the_rule_sees_an_offence(tmp_path: Path, name: str, source: str, complaint: str) -> None:
+    spoiled = tmp_path / "x.py"
+    spoiled.write_text(source)
+    assert complaint in "".join(offences(spoiled, name))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], ["device", "list"], ["--version"]])
+def test_light_commands_import_no_torch(words: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['rlprune-edge', *sys.argv[1:]]\n"
+        "from rlprune_edge.__main__ import main\n"
+        "code = main()\n"
+        "heavy = sorted({'torch', 'onnxruntime', 'datasets', 'stable_baselines3', 'sklearn'} & set(sys.modules))\n"
+        "sys.stderr.write('heavy: ' + ' '.join(heavy)); sys.exit(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "heavy: ")
