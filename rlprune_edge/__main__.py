@@ -10,7 +10,7 @@ def main() -> int:
     try:
         from rlprune_edge.cli import run
     except ModuleNotFoundError as missing:
-        if missing.name not in ("typer", "rich", "click", "pydantic"):
+        if missing.name not in ("typer", "rich", "pydantic"):
             raise
         if sys.argv[1:3] == ["bundle", "verify"]:
             from rlprune_edge.bundle.verify import main as verify

@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -35,23 +34,17 @@ app.add_typer(device_app, name="device")
 app.add_typer(bundle_app, name="bundle")
 
 
-def run() -> int:
+def run() -> None:
     """Run the command line of this process; returns the exit code (see errors.py) and never a traceback for a known error."""
     try:
-        result = app(standalone_mode=False)
+        app()
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else errors.EXIT_OK
     except UserError as error:
         return _fail(str(error), errors.EXIT_USER)
     except DeviceError as error:
-        hint = "Nothing measured so far is lost: put it right, then go on with --resume."
-        return _fail(f"{error}\n{hint}", errors.EXIT_DEVICE)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return errors.EXIT_INTERRUPTED
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
-    return result if isinstance(result, int) else errors.EXIT_OK
+        return _fail(str(error), errors.EXIT_DEVICE)
+    return errors.EXIT_OK
 
 
 def _fail(message: str, code: int) -> int:
@@ -85,7 +78,6 @@ def compress(  # noqa: PLR0913  (one parameter a flag)
     model: Annotated[str | None, typer.Option(help="A model of the task, or package.module:factory.")] = None,
     weights: Annotated[str | None, typer.Option(help="Trained weights, .safetensors or .pt.")] = None,
     data: Annotated[str | None, typer.Option(help="Local folder (or hub id) of the data set.")] = None,
-    untrained: Annotated[bool | None, typer.Option("--untrained", help="Allow a model without weights.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to measure; see `rlprune-edge device list`.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of an inference on the device.")] = None,
     target_speedup: Annotated[float | None, typer.Option(help="Times faster than the uncut model, e.g. 2.")] = None,
@@ -112,7 +104,7 @@ def compress(  # noqa: PLR0913  (one parameter a flag)
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these; flags win.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json on stdout, all else on stderr.")] = False,
-) -> int:
+) -> None:
     """Compress a trained model to a measured budget and leave a verified ONNX bundle and a report.
 
     With nothing else it compresses a small digit classifier on this machine. Exit codes: 0 target met, 2 bad input,
@@ -148,40 +140,34 @@ def compress(  # noqa: PLR0913  (one parameter a flag)
             outcome = run_compress(request, folder, watcher, cache_dir=cache_dir())
     except KeyboardInterrupt:
         console.print(f"\ninterrupted. Go on with: rlprune-edge compress --resume {folder.path}", soft_wrap=True)
-        raise
+        raise typer.Exit(errors.EXIT_INTERRUPTED) from None
     except DeviceError as error:
-        raise DeviceError(error.kind, f"{error}\nGo on with: rlprune-edge compress --resume {folder.path}") from error
+        hint = "Nothing measured so far is lost. Put it right, then go on with: rlprune-edge compress --resume"
+        raise DeviceError(error.kind, f"{error}\n{hint} {folder.path}") from error
     finally:
         folder.close()
     if as_json:
         typer.echo(json.dumps(outcome.report))
     _print_summary(console, folder.path, outcome.report)
     console.print(f"{time.perf_counter() - began:.0f} s in all", style="dim")
-    return errors.EXIT_OK if outcome.status == "met" else errors.EXIT_INFEASIBLE
+    if outcome.status != "met":
+        raise typer.Exit(errors.EXIT_INFEASIBLE)
 
 
 def _print_summary(console: Console, folder: Path, report: dict[str, Any]) -> None:
-    from rlprune_edge.report import summary_rows, verdict
+    from rlprune_edge.report import summary_lines
 
-    table = Table(show_edge=False, pad_edge=False, box=None)
-    header, *rows = summary_rows(report)
-    for title in header:
-        table.add_column(title, justify="left" if title == header[0] else "right")
-    for row in rows:
-        table.add_row(*row)
     console.print()
-    console.print(verdict(report), style="bold", soft_wrap=True)
-    console.print(table)
+    for line in summary_lines(report):
+        console.print(line, soft_wrap=True, markup=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-    if (folder / "bundle").is_dir():
-        console.print(f"bundle: {folder / 'bundle'}", soft_wrap=True)
 
 
 @app.command("report")
 def report_command(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a former run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead.")] = False,
-) -> int:
+) -> None:
     """Print a run's result and write its report.html again, without running anything."""
     from rlprune_edge.report import render
 
@@ -190,64 +176,58 @@ def report_command(
         typer.echo(json.dumps(report))
     else:
         _print_summary(Console(highlight=False), run_dir, report)
-    return errors.EXIT_OK
 
 
 @device_app.command("list")
-def device_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> int:
+def device_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the devices that can be measured on."""
     from rlprune_edge.device.profiles import profiles
 
     known = profiles()
     if as_json:
-        typer.echo(json.dumps([{"name": p.name, "description": p.description, "threads": p.threads} for p in known]))
-        return errors.EXIT_OK
+        typer.echo(json.dumps([p.model_dump() for p in known.values()]))
+        return
     table = Table(show_edge=False, pad_edge=False, box=None)
-    for title in ("name", "threads", "description"):
+    for title in ("name", "threads", "what it is"):
         table.add_column(title)
-    for p in known:
-        table.add_row(p.name, str(p.threads), p.description)
+    for p in known.values():
+        table.add_row(p.name, str(p.threads), p.title)
     Console(highlight=False).print(table)
-    return errors.EXIT_OK
 
 
 @device_app.command("show")
-def device_show(name: Annotated[str, typer.Argument(help="A name from `device list`, or a TOML file.")]) -> int:
+def device_show(name: Annotated[str, typer.Argument(help="A name from `device list`, or a TOML file.")]) -> None:
     """Print all that is known of one device."""
     from rlprune_edge.device.profiles import load_profile
 
     for key, value in load_profile(name).model_dump().items():
         typer.echo(f"{key} = {json.dumps(value)}")
-    return errors.EXIT_OK
 
 
 @bundle_app.command("verify")
-def bundle_verify(bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> int:
+def bundle_verify(bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
     """Check every file's hash and that the model reproduces its golden outputs."""
     from rlprune_edge.bundle.verify import verify
 
     for line in verify(bundle_dir):
         typer.echo(f"ok {line}")
-    return errors.EXIT_OK
 
 
 @bundle_app.command("inspect")
-def bundle_inspect(bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> int:
+def bundle_inspect(bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
     """Print a bundle's manifest as JSON."""
     from rlprune_edge.bundle.verify import inspect
 
     typer.echo(json.dumps(inspect(bundle_dir), indent=1))
-    return errors.EXIT_OK
 
 
 @bundle_app.command("run")
 def bundle_run(
     bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     array: Annotated[Path, typer.Argument(help="A .npy file with one raw input or a batch.")],
-) -> int:
+) -> None:
     """Run a bundle's model on an input and print what it says as JSON."""
     from rlprune_edge.bundle.verify import read_input
     from rlprune_edge.bundle.verify import run as run_bundle
 
     typer.echo(json.dumps(run_bundle(bundle_dir, read_input(array))))
-    return errors.EXIT_OK

@@ -28,6 +28,11 @@ from rlprune_edge.tasks.task import LoadedModel, Task
 
 STAIRCASE = "staircase.json"
 SPACE = "space.json"
+ENDS = {
+    "budget": "the budget is used up",
+    "repeats": "the agent hardly proposes anything new",
+    "exhausted": "there is nothing left to try",
+}
 PROBE_INPUTS = 2
 IMPORTANCE_INPUTS = 512
 IMPORTANCE_BATCH = 32
@@ -47,38 +52,39 @@ def compress(request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir
     Resuming is replaying: with the same seed the agent proposes the same plans, the journal answers those it knows at no
     cost, and the first unknown plan is where the search goes on.
     """
-    torch.manual_seed(request.seed)
-    watcher.stage(f"task {request.task}")
-    task = load_task(request.task, data=request.data, seed=request.seed, cache_dir=cache_dir)
-    loaded = _load_model(request, task, cache_dir, watcher)
-    with _device(request, cache_dir) as device:
-        run = _open(request, folder, watcher, task, loaded, device)
-        run.watcher.stage("trial 0: the uncut model")
-        run.evaluate(run.space.uncut())
-        tables = _probe_widths(run)
-        run.space = run.space.with_levels(staircase.paying_levels(run.space, tables, step=request.step))
-        folder.write_json(SPACE, asdict(run.space))
+    with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
         _search(run, tables)
         return Outcome(*deliver.deliver(run))
 
 
-def _load_model(request: Request, task: Task, cache_dir: Path, watcher: Watcher) -> LoadedModel:
-    if request.model and ":" in request.model and request.model not in task.model_names:
-        return load_own_model(request.model, weights=request.weights)
-    return task.model(
-        request.model,
-        weights=Path(request.weights) if request.weights else None,
-        untrained=request.untrained,
-        cache_dir=cache_dir,
-        progress=watcher.step,
-    )
-
-
 @contextmanager
-def _device(request: Request, cache_dir: Path) -> Iterator[LocalDevice]:
-    profile = load_profile(request.device)
-    with LocalDevice(profile, cache_dir=cache_dir, threads=request.threads) as device:
-        yield device
+def prepared(
+    request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path
+) -> Iterator[tuple[Run, tuple[WidthTimes, ...]]]:
+    """A run that is ready to evaluate plans: trial 0 measured, the widths that pay known; with the board's table."""
+    torch.manual_seed(request.seed)
+    watcher.stage(f"task {request.task}")
+    task = load_task(request.task, data=request.data, seed=request.seed, cache_dir=cache_dir)
+    loaded = _load_model(request, task, cache_dir, watcher)
+    with LocalDevice(load_profile(request.device), cache_dir=cache_dir, threads=request.threads) as device:
+        run = _open(request, folder, watcher, task, loaded, device)
+        watcher.stage("trial 0: the uncut model")
+        run.evaluate(run.space.uncut())
+        tables = _probe_widths(run)
+        run.space = run.space.with_levels(staircase.paying_levels(run.space, tables, step=request.step))
+        folder.write_json(SPACE, asdict(run.space))
+        yield run, tables
+
+
+def _load_model(request: Request, task: Task, cache_dir: Path, watcher: Watcher) -> LoadedModel:
+    weights = Path(request.weights) if request.weights else None
+    if request.model and ":" in request.model and request.model.partition(":")[0] not in task.model_names:
+        return load_own_model(request.model, task=task, weights=weights, seed=request.seed, cache_dir=cache_dir)
+
+    def told(done: int, total: int, loss: float) -> None:
+        watcher.step(f"training: loss {loss:.3f}", done, total)
+
+    return task.model(request.model, weights=weights, cache_dir=cache_dir, progress=told)
 
 
 def _open(
@@ -147,4 +153,4 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
     run.watcher.stage(f"search: {request.agent}, {request.budget} candidates")
     env = PruningEnv(run.space, run.evaluate, baseline=baseline, target=request.target, tables=tables)
     end = agents.search(request.agent, env, seed=request.seed)
-    run.watcher.note(f"search ended: {end}")
+    run.watcher.note(f"{len(end.trials)} candidates from {end.episodes} episodes; {ENDS[end.reason]}")

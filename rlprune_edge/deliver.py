@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,8 @@ def _fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[
     seed = run.request.seed
 
     def told(epoch: recover.Epoch) -> None:
-        run.watcher.step(f"epoch {epoch.number}: loss {epoch.train_loss:.3f}", epoch.number, settings.epochs)
+        said = f"epoch {epoch.number}: loss {epoch.train_loss:.3f}, {run.task.metric.name} {epoch.metric:.2f}"
+        run.watcher.step(said, epoch.number, settings.epochs)
 
     epochs = recover.fine_tune(
         module,
@@ -122,6 +123,7 @@ def _fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[
         steps_per_epoch=-(-run.task.size("train") // settings.batch_size),
         loss=run.task.loss,
         settings=settings,
+        judge=lambda network: run.task.score(network, "validation").metric,
         checkpoint=run.folder.scratch(f"{trial.plan.key}.pt"),
         on_epoch=told,
     )
@@ -232,7 +234,7 @@ def _bundle(
             "weights": run.loaded.source,
             "licence": run.loaded.licence,
             "plan": asdict(trial.plan),
-            "trial": asdict(trial),
+            "trial": asdict(replace(trial, artifact=None)),  # its file was this machine's, and is gone
             "notes": run.notes,
         },
     )
@@ -300,6 +302,7 @@ def _report(
         nearest=_nearest(run, tried),
         notes=tuple(run.notes),
         fine_tuning=histories,
+        bundle=str(run.folder.bundle) if compressed else None,
     )
     write_report(run.folder.path, report, run.journal.trials, run.space)
     return status, report

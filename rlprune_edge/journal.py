@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -51,8 +52,9 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            with self.path.open("r+b") as file:
-                file.truncate(before)  # no half line for the next reader
+            # no half line for the next reader, who could drop one himself
+            with contextlib.suppress(OSError), self.path.open("r+b") as half:
+                half.truncate(before)
             raise UserError(
                 f"Cannot write {self.path}: {error.strerror}.\n"
                 "Free some space, then go on with: rlprune-edge compress --resume " + str(self.path.parent)

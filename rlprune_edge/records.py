@@ -253,6 +253,8 @@ class Measurement:
     """UTC, ISO 8601"""
     cached: bool = False
     """taken from the cache of earlier measurements instead of measured now"""
+    options: dict[str, Any] = field(default_factory=dict)
+    """what it was measured with: the session's options, the mode's settings, tolerance, isolation, device key"""
 
 
 @dataclass(frozen=True)

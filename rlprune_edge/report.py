@@ -15,9 +15,18 @@ from typing import Any
 
 from rlprune_edge.errors import UserError
 from rlprune_edge.records import MetricSpec, PruningSpace, Target, Trial
-from rlprune_edge.report_words import Figures, summary_lines, summary_rows, verdict
+from rlprune_edge.report_words import Figures, settings, summary_lines, summary_rows, verdict
 
-__all__ = ["build_report", "pareto", "render", "summary_lines", "summary_rows", "write_report"]
+__all__ = [
+    "build_report",
+    "pareto",
+    "render",
+    "settings",
+    "summary_lines",
+    "summary_rows",
+    "verdict",
+    "write_report",
+]
 
 FORMAT = 1
 JSON_NAME, HTML_NAME = "report.json", "report.html"
@@ -59,8 +68,8 @@ def build_report(
     nearest: tuple[Trial, ...] = (),
     notes: tuple[str, ...] = (),
     fine_tuning: Sequence[Figures] = (),
+    source: str | None = None,
     bundle: str | None = None,
-    versions: Mapping[str, str] | None = None,
 ) -> Figures:
     """The content of report.json, plain JSON values only (what is not finite becomes null).
 
@@ -68,17 +77,19 @@ def build_report(
     `onnx_bytes`, `latency_ms`, `latency_ci_ms` [low, high], `memory_mb` and, where they differ from trial 0's,
     `source`, `threads`, `mode`, `split`; `compressed` also `speedup`, `speedup_ci`, `drop` (points), `plan_key`.
     `nearest` are the candidates an infeasible run came closest with, best first. An entry of `fine_tuning` is one
-    finalist: `plan_key`, `number`, `curve` (a list of `{"epoch", "metric"}`) and, if known, `metric`, `latency_ms`,
-    `latency_ci_ms`, `speedup` after it. `search` may hold the `command` that repeats the run.
+    finalist: `plan_key`, `metric` or `validation_metric` after it, `epochs` (a list of `{"number", "train_loss"}`, with
+    `metric` where it was taken each epoch) and, if it was measured again, `latency_ms`, `latency_ci_ms`, `speedup`,
+    `mode`; what it lacks is taken from its trial. `search` may hold `command` (repeats the run), `versions`, and
+    `threads` and `mode` of the final measurement. `source` and the like default to what the first measured trial says.
     """
     front = pareto(trials, higher_is_better=metric.higher_is_better)
     first = next((t.measurement for t in trials if t.measurement), None)
-    final = {**baseline, **(compressed or {})}
+    final = {**search, **baseline, **(compressed or {})}
     measured = {
         "device": device,
-        "source": final.get("source", first.source if first else None),
-        "threads": final.get("threads", first.threads if first else None),
-        "mode": final.get("mode", first.mode if first else None),
+        "source": source or (first.source if first else None),
+        "threads": final.get("threads") or (first.threads if first else None),
+        "mode": final.get("mode") or (first.mode if first else None),
     }
     report: Figures = {
         "format": FORMAT,
@@ -98,9 +109,9 @@ def build_report(
         "measured": measured,
         "nearest": [_point(t) for t in nearest],
         "notes": list(notes),
-        "fine_tuning": list(fine_tuning),
+        "fine_tuning": [_finalist(f, trials) for f in fine_tuning],
         "bundle": bundle,
-        "versions": dict(versions if versions is not None else first.versions if first else {}),
+        "versions": {**(first.versions if first else {}), **search.get("versions", {})},
         "trials": [_point(t) for t in trials],
     }
     report["verdict"] = verdict(report)
@@ -149,6 +160,7 @@ def _point(trial: Trial) -> Figures:
         "latency_ci_ms": [measured.latency_ms.low, measured.latency_ms.high] if measured else None,
         "speedup": measured.speedup.value if measured and measured.speedup else None,
         "memory_mb": measured.memory_mb if measured else None,
+        "mode": measured.mode if measured else None,
         "parameters": trial.parameters,
         "macs": trial.macs,
         "reward": trial.score.reward,
@@ -157,6 +169,15 @@ def _point(trial: Trial) -> Figures:
         "flags": list(measured.flags) if measured else [],
         "failure": asdict(trial.failure) if trial.failure else None,
     }
+
+
+def _finalist(entry: Figures, trials: Sequence[Trial]) -> Figures:
+    """One entry of `fine_tuning` with what it lacks filled in from its trial; weights do not change the latency."""
+    trial = next((_point(t) for t in trials if t.plan.key == entry["plan_key"]), {})
+    taken = ("number", "latency_ms", "latency_ci_ms", "speedup", "memory_mb", "mode")
+    filled = {key: trial.get(key) for key in taken} if "latency_ms" not in entry else {"number": trial.get("number")}
+    whole = {**dict.fromkeys(taken), **filled, **entry, "search_metric": trial.get("metric")}
+    return {**whole, "metric": entry.get("metric", entry.get("validation_metric"))}
 
 
 def _architecture(report: Figures, trials: Sequence[Trial], space: PruningSpace) -> Figures:
@@ -194,7 +215,7 @@ def _plain(value: Any) -> Any:
 
 def _write_html(run_dir: Path, report: Figures) -> None:
     # plotly takes its time to load, and only a finished run needs it
-    from rlprune_edge.report_html import page
+    from rlprune_edge.report_page import page
 
     _replace(run_dir / HTML_NAME, page(report))
 

@@ -1,240 +1,280 @@
-"""Lays out report.html from report.json: one file with everything inside it, no network."""
+"""Draws the plots of the report as HTML; the one home of plotly.
+
+Every drawing function takes the content of report.json and returns a `<div>`, or "" where there is nothing to draw.
+"""
 
 from __future__ import annotations
 
-import statistics
 from html import escape
+from itertools import accumulate
 from typing import Any
 
-from rlprune_edge import report_plots as plots
-from rlprune_edge.report_words import Figures, count, milliseconds, number, settings, speedup, summary_rows
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 
-# What a page may load: nothing. Plotly's own scripts and styles are inside it; `blob:` is its "save as picture" button.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+from rlprune_edge.report_words import Figures, milliseconds, number, speedup
 
-CSS = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: #1b1f24; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
-main { max-width: 1040px; margin: 0 auto; padding: 40px 32px 64px; }
-.kicker { margin: 0 0 8px; color: #57606a; font-size: 15px; overflow-wrap: anywhere; }
-h1 { margin: 0 0 28px; font-size: 30px; line-height: 1.25; font-weight: 650; letter-spacing: -0.01em;
-  overflow-wrap: anywhere; max-width: 34em; }
-h2 { margin: 0 0 6px; font-size: 20px; line-height: 1.3; font-weight: 650; }
-section { margin: 0 0 44px; }
-section h2:not(:first-child) { margin-top: 32px; }
-p { margin: 0 0 12px; max-width: 46em; color: #3d444d; }
-.small { margin-top: 10px; font-size: 14px; color: #57606a; }
-.empty { padding: 18px; border: 1px dashed #c9d1d9; border-radius: 6px; color: #57606a; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 14px 7px 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e3e7eb; }
-th { color: #57606a; font-weight: 600; border-bottom-color: #aeb6bf; white-space: nowrap; }
-th.n, td.n { text-align: right; padding: 7px 0 7px 18px; white-space: nowrap; }
-.facts td { overflow-wrap: anywhere; }
-.facts td:first-child { width: 15em; color: #57606a; }
-pre { margin: 0 0 12px; padding: 12px 14px; background: #f4f6f8; border-radius: 6px; font-size: 14px;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-ul { margin: 0; padding-left: 1.2em; max-width: 46em; }
-li { margin: 0 0 6px; }
-@media (max-width: 640px) {
-  body { font-size: 15px; }
-  main { padding: 22px 16px 40px; }
-  h1 { font-size: 22px; margin-bottom: 20px; }
-  h2 { font-size: 18px; }
-  section { margin-bottom: 34px; }
-  table { font-size: 13.5px; }
-  th.n, td.n { padding-left: 12px; }
-  .facts td:first-child { width: 10em; }
-}
-@media print {
-  @page { margin: 14mm; }
-  body { font-size: 11pt; }
-  main { max-width: none; padding: 0; }
-  h2, .kicker { break-after: avoid; }
-  tr, .js-plotly-plot { break-inside: avoid; }
-}
-"""
+# Okabe and Ito's colours, told apart by people with any kind of colour vision (jfly.uni-koeln.de/color, 2008)
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+GREY, LIGHT, INK = "#8A929B", "#E3E7EB", "#1B1F24"
+STAGES = (SKY, ORANGE, GREEN, "#F0E442", BLUE, VERMILION, PURPLE, "#555B63", "#B8BEC5")
+_FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 
-def page(report: Figures) -> str:
-    """The whole page as text. Everything that a user named is escaped."""
-    title = f"{report['task']} / {report['model']} on {report['device']}"
-    sections = [
-        _summary(report),
-        _plot("Quality against latency", _tradeoff_caption(report), plots.tradeoff(report)),
-        _plot("Reward over the search", _reward_caption(report), plots.rewards(report)),
-        _plot("What was kept", _widths_caption(report), plots.widths(report)),
-        _plot("Where the time went", _seconds_caption(report), plots.seconds(report)),
-        _finalists(report),
-        _failures(report),
-        _notes(report),
-        _settings(report),
-        _reproduce(report),
-    ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{CSS}</style>\n'
-        f"<script>{plots.javascript()}</script>\n</head>\n<body>\n<main>\n"
-        f'<p class="kicker">{escape(title)}</p>\n<h1>{escape(report["verdict"])}</h1>\n'
-        + "\n".join(s for s in sections if s)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+def javascript() -> str:
+    """Plotly's own script, to be put into the page once."""
+    return str(get_plotlyjs())
 
 
-def _summary(report: Figures) -> str:
-    table = _table(summary_rows(report), numbers_from=1)
-    nearest = ""
-    if report["nearest"]:
-        rows = [
-            ("candidate", f"{report['metric']['name']}, search split", "latency", "speed-up", "memory", "parameters")
-        ]
-        rows += [
-            (
-                str(t["number"]),
-                f"{number(t['metric'], 2)} {report['metric']['unit']}",
-                _latency(t),
-                speedup(t["speedup"]) if t["speedup"] else "-",
-                "-" if t["memory_mb"] is None else f"{t['memory_mb']:.1f} MB",
-                count(t["parameters"]),
-            )
-            for t in report["nearest"]
-        ]
-        nearest = f"<h2>Nearest candidates</h2><p>Before fine-tuning.</p>{_table(rows, numbers_from=0)}"
-    return f'<section>{table}<p class="small">Latency and memory: {escape(settings(report))}.</p>{nearest}</section>'
+def is_measured(point: Figures) -> bool:
+    """Whether a row of `trials` has both figures that a point in the plane needs."""
+    return point["failure"] is None and point["latency_ms"] is not None and point["metric"] is not None
 
 
-def _finalists(report: Figures) -> str:
-    finalists = report["fine_tuning"]
-    if not finalists:
+def tradeoff(report: Figures) -> str:
+    """Metric on the search split against measured latency: all candidates, the front, finalists, the target."""
+    points = [t for t in report["trials"] if is_measured(t)]
+    if not points:
         return ""
-    name, unit = report["metric"]["name"], report["metric"]["unit"]
-    before = {t["plan_key"]: t["metric"] for t in report["trials"]}
-    rows = [("finalist", f"{name} before", f"{name} after", "latency", "speed-up")]
-    for i, f in enumerate(finalists):
-        old = before.get(f.get("plan_key"))
-        rows.append(
-            (
-                f"candidate {f.get('number', i + 1)}" + (" (chosen)" if _is_chosen(f, report) else ""),
-                "-" if old is None else f"{old:.2f} {unit}",
-                "-" if f.get("metric") is None else f"{f['metric']:.2f} {unit}",
-                _latency(f),
-                speedup(f["speedup"]) if f.get("speedup") else "-",
+    figure = go.Figure()
+    front = report["pareto"]
+    keys = {t["plan_key"] for t in front}
+    baseline = [t for t in points if t["number"] == 0]
+    others = [t for t in points if t["number"] > 0]
+    finalists = {f["plan_key"] for f in report["fine_tuning"]}
+    figure.add_scatter(
+        x=[t["latency_ms"] for t in front],
+        y=[t["metric"] for t in front],
+        mode="lines",
+        line={"color": BLUE, "width": 2, "shape": "hv" if report["metric"]["higher_is_better"] else "vh"},
+        name="Pareto front",
+        hoverinfo="skip",
+    )
+    for name, group, marker in (
+        ("candidate", [t for t in others if t["plan_key"] not in keys], {"color": GREY, "size": 8, "opacity": 0.75}),
+        ("on the front", [t for t in others if t["plan_key"] in keys], {"color": BLUE, "size": 9}),
+        ("baseline", baseline, {"color": "#000", "size": 12, "symbol": "square"}),
+        (
+            "finalist, before fine-tuning",
+            [t for t in others if t["plan_key"] in finalists],
+            {"color": VERMILION, "size": 15, "symbol": "circle-open", "line": {"width": 2}},
+        ),
+    ):
+        if group:
+            figure.add_scatter(
+                x=[t["latency_ms"] for t in group],
+                y=[t["metric"] for t in group],
+                mode="markers",
+                marker=marker,
+                name=name,
+                text=[_hover(t, report) for t in group],
+                hovertemplate="%{text}<extra></extra>",
             )
+    tuned = [f for f in report["fine_tuning"] if f["metric"] is not None and f["latency_ms"] is not None]
+    if tuned:
+        figure.add_scatter(
+            x=[f["latency_ms"] for f in tuned],
+            y=[f["metric"] for f in tuned],
+            mode="markers",
+            marker={"color": VERMILION, "size": 12, "symbol": "diamond"},
+            name="finalist, fine-tuned (validation)",
+            text=[f"<b>candidate {f['number']}</b>, fine-tuned<br>{milliseconds(f['latency_ms'])}" for f in tuned],
+            hovertemplate="%{text}<br>%{y:.2f} on the validation split<extra></extra>",
         )
-    caption = (
-        "Before: on the search split, BatchNorm recalibrated only. After: on the validation split, where one is chosen."
-    )
-    return _plot("Fine-tuning of the finalists", caption, plots.recovery(report), _table(rows, numbers_from=1))
+    limit = _latency_limit(report, baseline)
+    if limit:
+        # named in the legend and not beside the line, where it would cover points
+        name = f"target, {milliseconds(limit)}"
+        figure.add_vline(x=limit, line={"color": GREEN, "width": 2, "dash": "dash"}, name=name, showlegend=True)
+    figure.update_layout(**_layout(height=460))
+    figure.update_xaxes(title_text="measured latency, ms", rangemode="tozero")
+    figure.update_yaxes(title_text=f"{report['metric']['name']}, {report['metric']['unit']}")
+    return _html(figure, "plot-tradeoff")
 
 
-def _failures(report: Figures) -> str:
-    failed = [t for t in report["trials"] if t["failure"]]
-    if not failed:
+def rewards(report: Figures) -> str:
+    """Reward of every candidate in the order of the search, with the best so far."""
+    points = [t for t in report["trials"] if t["number"] > 0 and t["reward"] is not None]
+    if not points:
         return ""
-    rows = [("candidate", "kind", "what happened")]
-    rows += [(str(t["number"]), t["failure"]["kind"], t["failure"]["message"]) for t in failed]
-    return f"<section><h2>Candidates that failed</h2>{_table(rows, numbers_from=9, facts=True)}</section>"
+    figure = go.Figure()
+    met = "meets the target" if any(v is not None for v in report["target"].values()) else "measured"
+    for name, group, marker in (
+        (met, [t for t in points if t["feasible"] and not t["failure"]], {"color": BLUE, "size": 8}),
+        (
+            "misses the target",
+            [t for t in points if not t["feasible"] and not t["failure"]],
+            {"color": GREY, "size": 8, "symbol": "circle-open", "line": {"width": 1.5}},
+        ),
+        ("failed", [t for t in points if t["failure"]], {"color": VERMILION, "size": 9, "symbol": "x"}),
+    ):
+        if group:
+            figure.add_scatter(
+                x=[t["number"] for t in group],
+                y=[t["reward"] for t in group],
+                mode="markers",
+                marker=marker,
+                name=name,
+                text=[_hover(t, report) for t in group],
+                hovertemplate="%{text}<extra></extra>",
+            )
+    figure.add_scatter(
+        x=[t["number"] for t in points],
+        y=list(accumulate((t["reward"] for t in points), max)),
+        mode="lines",
+        line={"color": ORANGE, "width": 2.5, "shape": "hv"},
+        name="best so far",
+        hovertemplate="best so far %{y:.3f}<extra></extra>",
+    )
+    figure.update_layout(**_layout(height=360))
+    figure.update_xaxes(title_text="candidate", rangemode="tozero", dtick=_whole(points))
+    figure.update_yaxes(title_text="reward")
+    return _html(figure, "plot-reward")
 
 
-def _notes(report: Figures) -> str:
-    items = "".join(f"<li>{escape(str(n))}</li>" for n in report["notes"])
-    return f"<section><h2>Read with care</h2><ul>{items}</ul></section>" if items else ""
-
-
-def _settings(report: Figures) -> str:
-    rows = [("setting", "value")]
-    for title in ("target", "budget", "spent", "search"):
-        rows += [
-            (f"{title}: {key.replace('_', ' ')}", f"{value:,.1f}" if isinstance(value, float) else str(value))
-            for key, value in report[title].items()
-            if value is not None and key != "command"
-        ]
-    rows.append(("measured on", settings(report)))
-    rows += [(f"version: {name}", str(version)) for name, version in report["versions"].items()]
-    return f"<section><h2>Settings and versions</h2>{_table(rows, numbers_from=9, facts=True)}</section>"
-
-
-def _reproduce(report: Figures) -> str:
-    command, seed = report["search"].get("command"), report["search"].get("seed")
-    parts = [f"<pre>{escape(str(command))}</pre>"] if command else []
-    if seed is not None:
-        parts.append(
-            f"<p>Seed {escape(str(seed))}: the same plans in the same order; times differ by the machine's noise.</p>"
+def widths(report: Figures) -> str:
+    """Share of each group's channels that is kept, with the numbers beside it; removed blocks are hatched."""
+    groups = (report.get("architecture") or {}).get("groups") or []
+    if not groups:
+        return ""
+    names = [escape(g["name"]) for g in groups]
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=[0 if g["removed"] else 100 for g in groups],
+        orientation="h",
+        marker={"color": LIGHT},
+        name="before",
+        hoverinfo="skip",
+    )
+    figure.add_bar(
+        y=names,
+        x=[0 if g["removed"] else 100 * g["kept"] / g["width"] for g in groups],
+        orientation="h",
+        marker={"color": BLUE},
+        name="kept",
+        text=[f"{g['kept']} of {g['width']}" for g in groups],
+        hovertemplate="%{y}: %{text}<extra></extra>",
+        textposition="none",
+    )
+    if any(g["removed"] for g in groups):
+        figure.add_bar(
+            y=names,
+            x=[100 if g["removed"] else 0 for g in groups],
+            orientation="h",
+            marker={
+                "color": "#fff",
+                "line": {"color": VERMILION, "width": [1 if g["removed"] else 0 for g in groups]},
+                "pattern": {"shape": "/", "fgcolor": VERMILION, "size": 6},
+            },
+            name="removed with its block",
+            hoverinfo="skip",
         )
-    if report["bundle"]:
-        parts.append(f"<pre>rlprune-edge bundle verify {escape(str(report['bundle']))}</pre>")
-    return f"<section><h2>How to reproduce</h2>{''.join(parts)}</section>" if parts else ""
+    texts = ["removed" if g["removed"] else f"{g['kept']} / {g['width']}" for g in groups]
+    for name, text in zip(names, texts, strict=True):
+        figure.add_annotation(
+            x=1, xref="paper", xanchor="left", xshift=6, y=name, text=text, showarrow=False, font={"size": 11}
+        )
+    figure.update_layout(**_layout(height=120 + 19 * len(groups)), barmode="overlay", bargap=0.25)
+    # annotations do not widen the margin by themselves, so it is reckoned from the longest, at 7 pixels a character
+    figure.update_layout(margin_r=12 + 7 * max(map(len, texts)))
+    figure.update_xaxes(title_text="channels kept, %", range=[0, 100], tickvals=[0, 25, 50, 75, 100], fixedrange=True)
+    figure.update_yaxes(autorange="reversed", tickmode="linear", dtick=1, tickfont={"size": 11}, showgrid=False)
+    return _html(figure, "plot-widths")
 
 
-def _plot(title: str, caption: str, drawn: str, after: str = "") -> str:
-    drawn = drawn or ("" if after else '<p class="empty">Nothing to draw.</p>')
-    return f"<section><h2>{escape(title)}</h2><p>{escape(caption)}</p>{drawn}{after}</section>"
+def seconds(report: Figures) -> str:
+    """Wall seconds per stage, stacked, one bar a candidate."""
+    trials = [t for t in report["trials"] if t["seconds"]]
+    stages = list(dict.fromkeys(stage for t in trials for stage in t["seconds"]))
+    if not stages:
+        return ""
+    figure = go.Figure()
+    for i, stage in enumerate(stages):
+        figure.add_bar(
+            x=[t["number"] for t in trials],
+            y=[t["seconds"].get(stage, 0) for t in trials],
+            name=escape(stage),
+            marker={"color": STAGES[i % len(STAGES)], "line": {"width": 0}},
+            hovertemplate="candidate %{x}, " + escape(stage) + ": %{y:.2f} s<extra></extra>",
+        )
+    figure.update_layout(**_layout(height=360), barmode="stack", bargap=0.15)
+    figure.update_layout(legend={"traceorder": "normal"})
+    figure.update_xaxes(title_text="candidate (0 is the uncut model)", dtick=_whole(trials))
+    figure.update_yaxes(title_text="seconds", rangemode="tozero")
+    return _html(figure, "plot-seconds")
 
 
-def _table(rows: list[Any], *, numbers_from: int, facts: bool = False) -> str:
-    """An HTML table; cells from column `numbers_from` on are right-aligned. The first row is the heading."""
-
-    def cells(row: tuple[str, ...], tag: str) -> str:
-        kinds = [' class="n"' if i >= numbers_from else "" for i in range(len(row))]
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
-
-    head = f"<thead><tr>{cells(rows[0], 'th')}</tr></thead>"
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows[1:])
-    kind = ' class="facts"' if facts else ""
-    return f'<div class="scroll"><table{kind}>{head}<tbody>{body}</tbody></table></div>'
-
-
-def _latency(figures: Figures) -> str:
-    ends = figures.get("latency_ci_ms")
-    interval = f" ({milliseconds(ends[0], '')} to {milliseconds(ends[1], '')})" if ends else ""
-    return milliseconds(figures.get("latency_ms")) + interval
-
-
-def _is_chosen(finalist: Figures, report: Figures) -> bool:
-    compressed = report["compressed"] or {}
-    return finalist.get("plan_key") is not None and finalist["plan_key"] == compressed.get("plan_key")
-
-
-# ---------------------------------------------------------------- captions
-
-
-def _tradeoff_caption(report: Figures) -> str:
-    measured = sum(1 for t in report["trials"] if t["number"] > 0 and plots.is_measured(t))
-    if not measured:
-        return "No candidate was measured."
-    better = "Higher" if report["metric"]["higher_is_better"] else "Lower"
-    return (
-        f"{measured} measured candidate{'s' if measured != 1 else ''}, on the search split before fine-tuning. "
-        f"{better} and further left is better."
-    )
+def recovery(report: Figures) -> str:
+    """The finalists over the epochs of fine-tuning: the metric where each epoch has one, else the training loss."""
+    curves = [(f["number"], f.get("epochs") or []) for f in report["fine_tuning"]]
+    points = [point for _, curve in curves for point in curve]
+    key = "metric" if points and all(p.get("metric") is not None for p in points) else "train_loss"
+    figure = go.Figure()
+    for i, (number_of_trial, curve) in enumerate(curves):
+        known = [p for p in curve if p.get(key) is not None]
+        if known:
+            figure.add_scatter(
+                x=[p["number"] for p in known],
+                y=[p[key] for p in known],
+                mode="lines+markers",
+                line={"color": (BLUE, VERMILION, GREEN, PURPLE)[i % 4], "dash": ("solid", "dash", "dot")[i % 3]},
+                name=f"candidate {number_of_trial}",
+                hovertemplate="epoch %{x}: %{y:.3f}<extra></extra>",
+            )
+    if not figure.data:
+        return ""
+    figure.update_layout(**_layout(height=340), showlegend=True)
+    figure.update_xaxes(title_text="epoch", dtick=_whole(max((curve for _, curve in curves), key=len)))
+    name = f"{report['metric']['name']}, {report['metric']['unit']}" if key == "metric" else "training loss"
+    figure.update_yaxes(title_text=name)
+    return _html(figure, "plot-recovery")
 
 
-def _reward_caption(report: Figures) -> str:
-    name = report["search"].get("agent")
-    return f"Every candidate in the order in which {name or 'the agent'} proposed it."
+def _html(figure: go.Figure, name: str) -> str:
+    """The `<div id=name>` with the figure in it; needs `javascript()` earlier on the page."""
+    config = {"responsive": True, "displayModeBar": False}
+    return str(figure.to_html(include_plotlyjs=False, full_html=False, div_id=name, config=config))
 
 
-def _widths_caption(report: Figures) -> str:
-    shape = report.get("architecture") or {}
-    whose = {"compressed": "The compressed model", "nearest": "The nearest candidate"}.get(
-        shape.get("of", ""), "The uncut model"
-    )
-    gone = [b["name"] for b in shape.get("blocks", []) if b["removed"]]
-    removed = (
-        f" Blocks removed: {', '.join(gone)}." if gone else " No block was removed." if shape.get("blocks") else ""
-    )
-    return f"{whose}, group by group from input to output: channels kept of channels before.{removed}"
+def _layout(height: int) -> dict[str, Any]:
+    axis = {"gridcolor": LIGHT, "zeroline": False, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY}
+    return {
+        "height": height,
+        "template": "none",
+        "font": {"family": _FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "#fff",
+        "plot_bgcolor": "#fff",
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+        "hoverlabel": {"align": "left", "font": {"family": _FONT, "size": 13}},
+        "xaxis": {**axis, "automargin": True, "title": {"standoff": 8}},
+        "yaxis": {**axis, "automargin": True, "title": {"standoff": 10}},
+    }
 
 
-def _seconds_caption(report: Figures) -> str:
-    trials = [t["seconds"] for t in report["trials"] if t["number"] > 0 and t["seconds"]]
-    if not trials:
-        return "Wall seconds per stage of every candidate."
-    stages = list(dict.fromkeys(stage for seconds in trials for stage in seconds))
-    medians = [f"{s} {statistics.median(t.get(s, 0.0) for t in trials):.2f}" for s in stages]
-    total = statistics.median(sum(t.values()) for t in trials)
-    return f"Wall seconds per stage. Median candidate: {total:.2f} s ({', '.join(medians)})."
+def _whole(points: list[Figures]) -> int | None:
+    """The step of an axis that counts candidates: plotly would put ticks between two of them where there are few."""
+    return 1 if len(points) <= 12 else None
+
+
+def _hover(point: Figures, report: Figures) -> str:
+    what = "baseline" if point["number"] == 0 else f"candidate {point['number']}"
+    lines = [f"<b>{what}</b> {escape(point['plan_key'])}"]
+    if point["failure"]:
+        return "<br>".join([*lines, escape(point["failure"]["kind"])])
+    faster = f", {speedup(point['speedup'])}" if point["speedup"] else ""
+    lines.append(milliseconds(point["latency_ms"]) + faster)
+    lines.append(f"{report['metric']['name']} {number(point['metric'], 2)} {report['metric']['unit']}")
+    if point["reward"] is not None:
+        lines.append(f"reward {point['reward']:.3f}")
+    return "<br>".join(lines)
+
+
+def _latency_limit(report: Figures, baseline: list[Figures]) -> float | None:
+    """Where the target stands on the axis of latencies, in ms."""
+    target = report["target"]
+    if target["latency_ms"] is not None:
+        return float(target["latency_ms"])
+    before = baseline[0]["latency_ms"] if baseline else report["baseline"].get("latency_ms")
+    return before / target["speedup"] if target["speedup"] is not None and before else None

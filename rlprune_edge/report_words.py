@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 Figures = dict[str, Any]
-Row = tuple[str, str, str, str]
 
 
 def place(report: Figures) -> str:
@@ -16,9 +16,11 @@ def place(report: Figures) -> str:
     return words.get(source) or f"{device} ({kinds.get(source, source)})"
 
 
-def settings(report: Figures) -> str:
-    """Device, source, threads and mode of the latency figures, in words."""
+def settings(report: Figures, points: Sequence[Figures] = ()) -> str:
+    """Device, source, threads and mode of the final figures in words, or those of these rows of `trials`."""
     threads, mode = report["measured"]["threads"], report["measured"]["mode"]
+    if points:
+        mode = " and ".join(dict.fromkeys(p["mode"] for p in points if p["mode"])) or None
     parts = [place(report)]
     if threads is not None:
         parts.append(f"{threads} thread{'s' if threads != 1 else ''}")
@@ -39,14 +41,16 @@ def verdict(report: Figures) -> str:
     if compressed:
         return f"Infeasible: {wanted} was not met; the best of {tried} candidates, fine-tuned, is {_gain(report)}."
     sentence = f"Infeasible: none of {tried} candidates meets {wanted} on {place(report)}"
-    if report["nearest"]:
-        near = report["nearest"][0]
-        ratio = speedup(near["speedup"]) if near["speedup"] else milliseconds(near["latency_ms"])
-        unit, name = report["metric"]["unit"], report["metric"]["name"]
-        memory = f", {near['memory_mb']:.1f} MB" if report["target"]["memory_mb"] and near["memory_mb"] else ""
-        sentence += (
-            f"; the nearest reaches {ratio}{memory} at {number(near['metric'], 2)} {unit} {name} before fine-tuning"
-        )
+    near, when = report["nearest"][:1], "before fine-tuning"
+    tuned = [f for f in report["fine_tuning"] if f["metric"] is not None]
+    if tuned:
+        sign = 1 if report["metric"]["higher_is_better"] else -1
+        near, when = [max(tuned, key=lambda f: sign * f["metric"])], "on the validation split after fine-tuning"
+    for figures in near:
+        ratio = speedup(figures["speedup"]) if figures["speedup"] else milliseconds(figures["latency_ms"])
+        memory = f", {figures['memory_mb']:.1f} MB" if report["target"]["memory_mb"] and figures["memory_mb"] else ""
+        quality = f"{number(figures['metric'], 2)} {report['metric']['unit']} {report['metric']['name']}"
+        sentence += f"; the nearest: {ratio}{memory}, {quality} {when}"
     return sentence + "."
 
 
@@ -66,12 +70,15 @@ def target_words(target: Figures) -> str:
     return words
 
 
-def summary_rows(report: Figures) -> list[Row]:
-    """The table of the terminal and the page: a heading, then (what, baseline, compressed, change)."""
+def summary_rows(report: Figures) -> list[tuple[str, ...]]:
+    """The table of the terminal and the page: a heading, then (what, baseline, compressed, change).
+
+    Where nothing was compressed, the last two columns are not there.
+    """
     before, after = report["baseline"], report["compressed"]
     spec = report["metric"]
     split = before.get("split")
-    rows: list[Row] = [("", "baseline", "compressed" if after else "-", "change" if after else "-")]
+    rows: list[tuple[str, ...]] = [("", "baseline", "compressed", "change")]
 
     def row(title: str, key: str, text: Any, change: Any) -> None:
         old, new = before.get(key), (after or {}).get(key)
@@ -101,21 +108,27 @@ def summary_rows(report: Figures) -> list[Row]:
     row("ONNX file", "onnx_bytes", lambda _, v: size(v), percent)
     row("latency (95 % interval)", "latency_ms", interval, ratio)
     row("memory, peak", "memory_mb", lambda _, v: "-" if v is None else f"{v:.1f} MB", percent)
-    return rows
+    return rows if after else [cells[:2] for cells in rows]
 
 
 def summary_lines(report: Figures) -> list[str]:
     """The same as plain text, aligned, with the verdict before it; where it was measured and what to open after it."""
     rows = summary_rows(report)
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     table = [
-        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]).rstrip() for row in rows
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
     ]
     lines = [report["verdict"], "", *table, "", f"Latency and memory: {settings(report)}."]
     for near in report["nearest"]:
         ratio = f" ({speedup(near['speedup'])})" if near["speedup"] else ""
         quality = f"{report['metric']['name']} {number(near['metric'], 2)} {report['metric']['unit']} (search split)"
         lines.append(f"Nearest: candidate {near['number']}: {milliseconds(near['latency_ms'])}{ratio}, {quality}.")
+    if report["nearest"]:
+        lines.append(f"Nearest candidates: {settings(report, report['nearest'])}; before fine-tuning.")
     lines += [f"Note: {note}" for note in report["notes"]]
     if report["bundle"]:
         lines.append(f"Bundle: {report['bundle']}")

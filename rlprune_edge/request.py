@@ -27,7 +27,6 @@ class Request(BaseModel):
     """name in the task's list, or package.module:factory"""
     weights: str | None = None
     data: str | None = None
-    untrained: bool = False
     device: str = "local"
     threads: int | None = Field(None, ge=1)
 

@@ -24,7 +24,7 @@ HOMES = {
     "stable_baselines3": ("rlprune_edge/search/ppo.py",),
     "sb3_contrib": ("rlprune_edge/search/ppo.py",),
     "torchvision": ("rlprune_edge/tasks/torchvision_models.py",),
-    "datasets": ("rlprune_edge/tasks/images.py",),
+    "datasets": ("rlprune_edge/tasks/hub.py",),
     "sklearn": ("rlprune_edge/tasks/digits.py",),
     "safetensors": ("rlprune_edge/tasks/weights.py",),
     "plotly": ("rlprune_edge/report_html.py",),

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import rlprune_agent
 from rlprune_agent import vitals
@@ -29,7 +29,7 @@ def _stdio(cache: Path, quota_mb: int, root: Path) -> int:
     try:
         Server(channel, Store(cache, quota_mb * 10**6), root).serve()
     except Failure as failure:  # not to be understood any more, or gone: say so where an operator may look, and end
-        sys.stderr.write("rlprune-edge-agent: %s\n" % failure.message)
+        sys.stderr.write(f"rlprune-edge-agent: {failure.message}\n")
         return 1
     return 0
 
@@ -41,7 +41,7 @@ def _child(parent: int) -> int:
     if message is None:
         return 1
 
-    def tell(header: Dict[str, Any], body: bytes = b"") -> None:
+    def tell(header: dict[str, Any], body: bytes = b"") -> None:
         channel.send(header, body)
 
     job = message.header
@@ -72,17 +72,23 @@ def _child(parent: int) -> int:
 
 
 def _check(root: Path) -> int:
-    report: Dict[str, Any] = {"agent": rlprune_agent.__version__, "facts": vitals.facts(root), "vitals": vitals.read(root)}
+    report: dict[str, Any] = {
+        "agent": rlprune_agent.__version__,
+        "facts": vitals.facts(root),
+        "vitals": vitals.read(root),
+    }
     try:
         report["runtime"] = run_child({"kind": "probe"}, seconds=60.0).header["result"]
     except Failure as failure:
         report["runtime_error"] = failure.message
-    print(json.dumps(report, indent=2))
+    sys.stdout.write(json.dumps(report, indent=2) + "\n")
     return 1 if "runtime_error" in report else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rlprune-edge-agent", description="Measure models for rlprune-edge on this device.")
+    parser = argparse.ArgumentParser(
+        prog="rlprune-edge-agent", description="Measure models for rlprune-edge on this device."
+    )
     parser.add_argument("--version", action="version", version=rlprune_agent.__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     stdio = commands.add_parser("stdio", help="talk to a host over standard input and output")
@@ -96,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the agent; ends the process with its exit status."""
     parser = _parser()
     options = parser.parse_args(argv)

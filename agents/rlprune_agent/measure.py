@@ -15,58 +15,24 @@ import re
 import resource
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from statistics import median
+from typing import TYPE_CHECKING, Any, Callable, Dict, List
 
 from rlprune_agent import pace
 from rlprune_agent.protocol import Failure
 from rlprune_agent.store import Store
+from rlprune_agent.timed import RunQueue, Timed
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from rlprune_agent.runtime import Model
-
 Tell = Callable[[Dict[str, Any], bytes], None]
 
-_FLOOR_NS = 1e6  # a sample below 1 ms is at the mercy of timer and scheduler
 _MEMORY_RUNS = 3
+_CONTENDED_SHARE = 0.10
 
 
-class Timed:
-    """A model with its inputs and the number of inferences that make one sample."""
-
-    def __init__(self, model: Model, feeds: Dict[str, np.ndarray]) -> None:
-        self.model = model
-        self.feeds = feeds
-        self.loop = 1
-        self.samples = 0
-
-    def sample(self) -> int:
-        """Nanoseconds of one inference: the mean of `loop` of them."""
-        run, feeds = self.model.run, self.feeds
-        began = time.perf_counter_ns()
-        for _ in range(self.loop):
-            run(None, feeds)
-        ended = time.perf_counter_ns()
-        self.samples += 1
-        return (ended - began) // self.loop
-
-    def block(self, runs: int, block_ns: float) -> List[int]:
-        """Samples until there are `runs` of them and `block_ns` have passed."""
-        taken: List[int] = []
-        end = time.perf_counter_ns() + block_ns
-        while len(taken) < runs or time.perf_counter_ns() < end:
-            taken.append(self.sample())
-        return taken
-
-    def choose_loop(self, sample_ms: float) -> None:
-        """Set `loop` from a few single runs."""
-        self.loop = 1
-        runs = sorted(self.block(3, 10e6))
-        self.loop = pace.loop_for(runs[len(runs) // 2], floor_ns=_FLOOR_NS, sample_ns=sample_ms * 1e6)
-
-
-def _status(key: str) -> Optional[int]:
+def _status(key: str) -> int | None:
     match = re.search(key + r":\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(match.group(1)) * 1024 if match else None
 
@@ -80,7 +46,7 @@ def reset_peak() -> bool:
     return True
 
 
-def peak_bytes() -> Optional[int]:
+def peak_bytes() -> int | None:
     """Peak resident memory of this process (VmHWM), `None` where there is no /proc."""
     try:
         return _status("VmHWM")
@@ -88,7 +54,7 @@ def peak_bytes() -> Optional[int]:
         return None
 
 
-def _arrays(store: Store, files: Dict[str, str]) -> Dict[str, np.ndarray]:
+def _arrays(store: Store, files: dict[str, str]) -> dict[str, np.ndarray]:
     import numpy as np
 
     arrays = {}
@@ -96,11 +62,11 @@ def _arrays(store: Store, files: Dict[str, str]) -> Dict[str, np.ndarray]:
         try:
             arrays[name] = np.load(io.BytesIO(store.read(sha256)), allow_pickle=False)
         except ValueError as error:
-            raise Failure("bad_request", "input %s is not an array: %s" % (name, error)) from None
+            raise Failure("bad_request", f"input {name} is not an array: {error}") from None
     return arrays
 
 
-def largest_difference(outputs: Dict[str, np.ndarray], expected: Dict[str, np.ndarray]) -> float:
+def largest_difference(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     """Largest absolute difference over all expected outputs; infinite where name, shape or a NaN differs."""
     import numpy as np
 
@@ -119,23 +85,23 @@ def largest_difference(outputs: Dict[str, np.ndarray], expected: Dict[str, np.nd
     return worst
 
 
-def _check(outputs: Dict[str, np.ndarray], expected: Dict[str, np.ndarray], tolerance: float, when: str) -> float:
+def _check(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float, when: str) -> float:
     difference = largest_difference(outputs, expected)
     if difference > tolerance:
         raise Failure(
             "output_mismatch",
-            "the %s output differs from the host's by %.3g; %.3g is allowed" % (when, difference, tolerance),
+            f"the {when} output differs from the host's by {difference:.3g}; {tolerance:.3g} is allowed",
         )
     return difference
 
 
-def _warm_up(models: List[Timed], settings: Dict[str, Any], deadline: float) -> bool:
+def _warm_up(models: list[Timed], settings: dict[str, Any], deadline: float) -> bool:
     """Run windows of all models in turns until each is steady, or the cap; says whether all were.
 
     The minimum time is for the process as a whole (it is the board's clock that has to come up), the windows are each
     model's own. The cap in runs counts only once twice the minimum time is spent: 50 runs of a 1 ms model are 50 ms.
     """
-    windows: List[List[List[int]]] = [[] for _ in models]
+    windows: list[list[list[int]]] = [[] for _ in models]
     began = time.monotonic()
     steady = False
     while True:
@@ -155,21 +121,22 @@ def _warm_up(models: List[Timed], settings: Dict[str, Any], deadline: float) -> 
 Blocks = List[List[int]]
 
 
-def _block_runs(run_ns: float, settings: Dict[str, Any]) -> int:
-    least = settings["min_runs"] if run_ns <= settings["slow_run_ms"] * 1e6 else settings["min_runs_slow"]
-    return -(-least // settings["checks"][0][0])
+def _block_runs(run_ns: float, settings: dict[str, Any]) -> int:
+    least: int = settings["min_runs"] if run_ns <= settings["slow_run_ms"] * 1e6 else settings["min_runs_slow"]
+    blocks: int = settings["checks"][0][0]
+    return -(-least // blocks)
 
 
 def _timed_pairs(
-    candidate: Timed, reference: Optional[Timed], settings: Dict[str, Any], deadline: float
-) -> Tuple[Blocks, Blocks]:
+    candidate: Timed, reference: Timed | None, settings: dict[str, Any], deadline: float
+) -> tuple[Blocks, Blocks]:
     """Pairs of blocks in turns A B B A, so that a linear drift cancels between neighbouring pairs.
 
     `settings["checks"]` is a list of [pairs, rank]: the only points at which the stop rule is asked (each look costs
     coverage), the first being the minimum and the last the maximum.
     """
     block_ns = settings["block_ms"] * 1e6
-    runs = _block_runs(candidate.sample() * 1.0, settings)
+    runs = _block_runs(candidate.sample()[0], settings)
     own: Blocks = []
     others: Blocks = []
     ranks = dict((pairs, rank) for pairs, rank in settings["checks"])
@@ -184,9 +151,9 @@ def _timed_pairs(
             others.append(reference.block(settings["reference_runs"], block_ns))
             own.append(candidate.block(runs, block_ns))
         if len(own) in ranks:
-            values = [pace.median(block) for block in own]
+            values = [median(block) for block in own]
             if others:
-                values = [pace.median(r) / c for r, c in zip(others, values)]
+                values = [median(r) / c for r, c in zip(others, values)]
             if pace.narrow_enough(values, ranks[len(own)], settings["target_half_width"]):
                 break
     return own, others
@@ -196,7 +163,7 @@ def _packed(blocks: Blocks) -> bytes:
     return b"".join(array.array("q", block).tobytes() for block in blocks)
 
 
-def measure(job: Dict[str, Any], tell: Tell) -> None:
+def measure(job: dict[str, Any], tell: Tell) -> None:
     """Do one `measure` job and tell its result; `tell` also hears which phase is beginning.
 
     Raises `Failure`; which model it was about is in the phase told last.
@@ -227,11 +194,12 @@ def measure(job: Dict[str, Any], tell: Tell) -> None:
         model.checked_run(feeds)
     peak = peak_bytes()
 
-    candidate = Timed(model, feeds)
+    queue = RunQueue()
+    candidate = Timed(model, feeds, queue)
     reference = None
     if job.get("reference"):
         tell({"phase": "reference"}, b"")
-        reference = Timed(runtime.Model(store.read(job["reference"]), job["threads"]), feeds)
+        reference = Timed(runtime.Model(store.read(job["reference"]), job["threads"]), feeds, queue)
         reference.model.checked_run(feeds)
 
     tell({"phase": "timing"}, b"")
@@ -243,6 +211,8 @@ def measure(job: Dict[str, Any], tell: Tell) -> None:
     steady = _warm_up(models, settings, deadline)
     warmup_runs = candidate.samples * candidate.loop
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+    for timed in models:
+        timed.samples = timed.spoilt = 0
     own, others = _timed_pairs(candidate, reference, settings, deadline)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
     gc.enable()
@@ -251,6 +221,8 @@ def measure(job: Dict[str, Any], tell: Tell) -> None:
         flags.append("capped")
     if faults:
         flags.append("swapping")
+    if any(timed.spoilt > _CONTENDED_SHARE * timed.samples for timed in models):
+        flags.append("contended")
     result = {
         "candidate_blocks": [len(block) for block in own],
         "reference_blocks": [len(block) for block in others],

@@ -20,7 +20,7 @@ import os
 import select
 import struct
 import time
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, NamedTuple
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
@@ -43,7 +43,7 @@ _PREFIX = struct.Struct(">8sBBII")
 ALIVE_SECONDS = 5.0
 SILENCE_SECONDS = 15.0
 
-# Statuses of a measurement, sorted by who must act. Infrastructure never becomes a reward, so the sorting is the contract.
+# Statuses of a measurement, by who must act. Infrastructure never becomes a reward, so the sorting is the contract.
 RETRY_KINDS = (
     "throttled",
     "undervoltage",
@@ -76,13 +76,13 @@ class Failure(Exception):
 
     def __init__(self, kind: str, message: str, **details: Any) -> None:
         if kind not in KINDS:
-            raise ValueError("unknown kind of failure: %r" % (kind,))
+            raise ValueError(f"unknown kind of failure: {kind!r}")
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.details = details
 
-    def header(self) -> Dict[str, Any]:
+    def header(self) -> dict[str, Any]:
         """The failure as the fields of a reply."""
         fields = dict(self.details)
         fields.update({"ok": False, "kind": self.kind, "message": self.message[:4000]})
@@ -92,7 +92,7 @@ class Failure(Exception):
 class Message(NamedTuple):
     """One header with its body."""
 
-    header: Dict[str, Any]
+    header: dict[str, Any]
     body: bytes
 
 
@@ -102,7 +102,7 @@ def negotiate(low: int, high: int) -> int:
     if chosen < max(low, PROTOCOL_MIN):
         raise Failure(
             "version_mismatch",
-            "one side speaks protocol %d to %d, the other %d to %d" % (low, high, PROTOCOL_MIN, PROTOCOL_MAX),
+            f"one side speaks protocol {low} to {high}, the other {PROTOCOL_MIN} to {PROTOCOL_MAX}",
         )
     return chosen
 
@@ -112,13 +112,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
-def encode(header: Dict[str, Any], body: bytes = b"") -> Iterator[bytes]:
+def encode(header: dict[str, Any], body: bytes = b"") -> Iterator[bytes]:
     """The frames of one message. Raises `ValueError` for a header or body above its limit, or NaN in the header."""
     text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode("utf-8")
     if len(text) > HEADER_MAX:
-        raise ValueError("header of %d bytes; at most %d are allowed, send more in the body" % (len(text), HEADER_MAX))
+        raise ValueError(f"header of {len(text)} bytes; at most {HEADER_MAX} are allowed, send more in the body")
     if len(body) > MESSAGE_BODY_MAX:
-        raise ValueError("body of %d bytes; at most %d are allowed" % (len(body), MESSAGE_BODY_MAX))
+        raise ValueError(f"body of {len(body)} bytes; at most {MESSAGE_BODY_MAX} are allowed")
     starts = range(0, max(1, len(body)), FRAME_BODY_MAX)
     for start in starts:
         part = body[start : start + FRAME_BODY_MAX]
@@ -128,16 +128,16 @@ def encode(header: Dict[str, Any], body: bytes = b"") -> Iterator[bytes]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError("%s is not JSON" % name)
+    raise ValueError(f"{name} is not JSON")
 
 
-def _header_of(text: bytes) -> Dict[str, Any]:
+def _header_of(text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise Failure("bad_request", "a header that is not JSON: %s" % str(error)[:200]) from None
+        raise Failure("bad_request", f"a header that is not JSON: {str(error)[:200]}") from None
     if not isinstance(header, dict):
-        raise Failure("bad_request", "a header must be a JSON object, this is a %s" % type(header).__name__)
+        raise Failure("bad_request", f"a header must be a JSON object, this is a {type(header).__name__}")
     return header
 
 
@@ -151,8 +151,8 @@ class FrameReader:
         self._buffer = bytearray()
         self._noise = bytearray()
         self._started = False
-        self._header: Optional[Dict[str, Any]] = None
-        self._parts: List[bytes] = []
+        self._header: dict[str, Any] | None = None
+        self._parts: list[bytes] = []
         self._size = 0
 
     @property
@@ -165,7 +165,7 @@ class FrameReader:
         """Take in bytes as they came."""
         self._buffer += data
 
-    def next(self) -> Optional[Message]:
+    def next(self) -> Message | None:
         """The next whole message, or `None` until more bytes are fed. Raises `Failure` for anything but messages."""
         while True:
             frame = self._frame()
@@ -179,13 +179,13 @@ class FrameReader:
             self._parts.append(part)
             self._size += len(part)
             if self._size > MESSAGE_BODY_MAX:
-                raise Failure("bad_request", "a body above %d bytes" % MESSAGE_BODY_MAX)
+                raise Failure("bad_request", f"a body above {MESSAGE_BODY_MAX} bytes")
             if not flags & _MORE:
                 message = Message(self._header, b"".join(self._parts))
                 self._header, self._parts = None, []
                 return message
 
-    def _frame(self) -> Optional[Tuple[int, bytes, bytes]]:
+    def _frame(self) -> tuple[int, bytes, bytes] | None:
         if not self._started and not self._skip_noise():
             return None
         if len(self._buffer) < _PREFIX.size:
@@ -193,11 +193,11 @@ class FrameReader:
         magic, version, flags, head_size, part_size = _PREFIX.unpack_from(self._buffer)
         if magic != MAGIC:
             text = printable(bytes(self._buffer[:200]).decode("utf-8", "replace"))
-            raise Failure("connection_lost", "text in the middle of the conversation: %s" % text)
+            raise Failure("connection_lost", f"text in the middle of the conversation: {text}")
         if version != _FRAME_VERSION:
-            raise Failure("version_mismatch", "frames of version %d; this side knows %d" % (version, _FRAME_VERSION))
+            raise Failure("version_mismatch", f"frames of version {version}; this side knows {_FRAME_VERSION}")
         if head_size > HEADER_MAX or part_size > FRAME_BODY_MAX:
-            raise Failure("bad_request", "a frame of %d + %d bytes is above the limit" % (head_size, part_size))
+            raise Failure("bad_request", f"a frame of {head_size} + {part_size} bytes is above the limit")
         end = _PREFIX.size + head_size + part_size
         if len(self._buffer) < end:
             return None
@@ -208,14 +208,12 @@ class FrameReader:
 
     def _skip_noise(self) -> bool:
         at = self._buffer.find(MAGIC)
-        if at >= 0:
-            skip = at
-        else:
-            skip = max(0, len(self._buffer) - len(MAGIC) + 1)  # the last bytes may be the beginning of the magic
+        # Without a magic, the last bytes may still be the beginning of one.
+        skip = at if at >= 0 else max(0, len(self._buffer) - len(MAGIC) + 1)
         self._noise += self._buffer[:skip]
         del self._buffer[:skip]
         if len(self._noise) > NOISE_MAX:
-            raise Failure("version_mismatch", "this is not an rlprune-edge agent; it says: %s" % self.noise)
+            raise Failure("version_mismatch", f"this is not an rlprune-edge agent; it says: {self.noise}")
         self._started = at >= 0
         return self._started
 
@@ -241,19 +239,19 @@ class Channel:
         """See `FrameReader.noise`."""
         return self._reader.noise
 
-    def send(self, header: Dict[str, Any], body: bytes = b"", seconds: float = SILENCE_SECONDS) -> None:
+    def send(self, header: dict[str, Any], body: bytes = b"", seconds: float = SILENCE_SECONDS) -> None:
         """Send one message; `seconds` without any progress, or a closed pipe, raise `Failure("connection_lost")`."""
         for frame in encode(header, body):
             rest = memoryview(frame)
             while rest:
                 if not select.select([], [self._write_fd], [], seconds)[1]:
-                    raise Failure("connection_lost", "the other side took no bytes for %.0f s" % seconds)
+                    raise Failure("connection_lost", f"the other side took no bytes for {seconds:.0f} s")
                 try:
                     rest = rest[os.write(self._write_fd, rest) :]
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    raise Failure("connection_lost", "the other side is gone (%s)" % error.strerror) from None
+                    raise Failure("connection_lost", f"the other side is gone ({error.strerror})") from None
 
     def pump(self) -> bool:
         """Take in what has arrived, without waiting; `False` at end of input."""
@@ -266,11 +264,11 @@ class Channel:
         self._reader.feed(data)
         return bool(data)
 
-    def pop(self) -> Optional[Message]:
+    def pop(self) -> Message | None:
         """A message that has arrived already, if there is one."""
         return self._reader.next()
 
-    def receive(self, seconds: Optional[float]) -> Optional[Message]:
+    def receive(self, seconds: float | None) -> Message | None:
         """The next message; `None` at end of input. Raises `Failure("connection_lost")` after `seconds` without one."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:

@@ -7,7 +7,7 @@ the process (SIGILL in 1.21.0 on CPUs without LSE atomics, microsoft/onnxruntime
 from __future__ import annotations
 
 import sys
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -41,7 +41,7 @@ _IDENTITY = bytes.fromhex(
 )
 
 
-def options_echo(threads: int) -> Dict[str, Any]:
+def options_echo(threads: int) -> dict[str, Any]:
     """All the options a session is made with, for the record."""
     return {
         "provider": PROVIDER,
@@ -66,8 +66,8 @@ def classify(text: str) -> str:
 
 def _failure(error: BaseException, doing: str) -> Failure:
     if isinstance(error, MemoryError):
-        return Failure("oom", "out of memory while %s" % doing)
-    return Failure(classify(str(error)), "%s: %s" % (doing, str(error)[:1000]))
+        return Failure("oom", f"out of memory while {doing}")
+    return Failure(classify(str(error)), f"{doing}: {str(error)[:1000]}")
 
 
 class Model:
@@ -84,43 +84,43 @@ class Model:
             options.add_session_config_entry(key, value)
         try:
             self._session = ort.InferenceSession(data, options, providers=[PROVIDER])
-        except Exception as error:  # the binding raises a dozen types with no common base but Exception
+        except Exception as error:  # noqa: BLE001 - the binding raises a dozen types whose only common base this is
             raise _failure(error, "loading the model") from None
-        self.output_names: List[str] = [o.name for o in self._session.get_outputs()]
-        self.input_names: List[str] = [i.name for i in self._session.get_inputs()]
+        self.output_names: list[str] = [o.name for o in self._session.get_outputs()]
+        self.input_names: list[str] = [i.name for i in self._session.get_inputs()]
         self.run = self._session.run
         """`run(None, feeds)` as ONNX Runtime has it: the timed loop must not pay for a wrapper"""
 
-    def checked_run(self, feeds: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    def checked_run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One inference, outputs by name; errors become a `Failure`."""
         if set(feeds) != set(self.input_names):
             names = ", ".join(sorted(self.input_names)), ", ".join(sorted(feeds))
-            raise Failure("load_failed", "the model wants the inputs %s and was given %s" % names)
+            raise Failure("load_failed", "the model wants the inputs {} and was given {}".format(*names))
         try:
             return dict(zip(self.output_names, self.run(None, feeds)))
-        except Exception as error:  # as above
+        except Exception as error:  # noqa: BLE001 - as above
             raise _failure(error, "running the model") from None
 
-    def random_inputs(self, seed: int) -> Dict[str, np.ndarray]:
+    def random_inputs(self, seed: int) -> dict[str, np.ndarray]:
         """Seeded inputs for the model's own input shapes; a free dimension becomes 1, integers are 0 or 1."""
         rng = np.random.RandomState(seed)
         feeds = {}
         for spec in self._session.get_inputs():
             if spec.type not in _DTYPES:
-                raise Failure("unsupported_op", "input %s is a %s" % (spec.name, spec.type))
-            shape: Tuple[int, ...] = tuple(d if isinstance(d, int) and d > 0 else 1 for d in spec.shape)
+                raise Failure("unsupported_op", f"input {spec.name} is a {spec.type}")
+            shape: tuple[int, ...] = tuple(d if isinstance(d, int) and d > 0 else 1 for d in spec.shape)
             dtype = np.dtype(_DTYPES[spec.type])
             values = rng.standard_normal(shape) if dtype.kind == "f" else rng.randint(0, 2, shape)
             feeds[spec.name] = np.asarray(values).astype(dtype)
         return feeds
 
 
-def probe() -> Dict[str, Any]:
+def probe() -> dict[str, Any]:
     """Run a 65-byte model, and say what ran it: a list of compiled-in providers proves nothing, one inference does."""
     value = np.array([1.5], np.float32)
-    got: Optional[np.ndarray] = Model(_IDENTITY, 1).checked_run({"x": value}).get("y")
+    got: np.ndarray | None = Model(_IDENTITY, 1).checked_run({"x": value}).get("y")
     if got is None or not np.array_equal(got, value):
-        raise Failure("runtime_missing", "onnxruntime %s computes the identity wrongly" % ort.__version__)
+        raise Failure("runtime_missing", f"onnxruntime {ort.__version__} computes the identity wrongly")
     return {
         "onnxruntime": ort.__version__,
         "build": ort.get_build_info(),

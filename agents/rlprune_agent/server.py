@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import rlprune_agent
 from rlprune_agent import vitals
@@ -26,10 +26,12 @@ _GRACE_SECONDS = 30.0
 _PROBE_SECONDS = 60.0
 
 
-def _field(request: Dict[str, Any], name: str, kind: Any) -> Any:
+def _field(request: dict[str, Any], name: str, kind: Any) -> Any:
     value = request.get(name)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise Failure("bad_request", "%s: the field %r is missing or of the wrong type" % (request.get("verb"), name))
+        raise Failure(
+            "bad_request", "{}: the field {!r} is missing or of the wrong type".format(request.get("verb"), name)
+        )
     return value
 
 
@@ -40,7 +42,7 @@ class Server:
         self._channel = channel
         self._store = store
         self._root = root
-        self._verbs: Dict[str, Callable[[Dict[str, Any], bytes], Reply]] = {
+        self._verbs: dict[str, Callable[[dict[str, Any], bytes], Reply]] = {
             "hello": self._hello,
             "have": self._have,
             "put": self._put,
@@ -64,7 +66,7 @@ class Server:
         try:
             verb = message.header.get("verb")
             if not isinstance(verb, str) or verb not in self._verbs:
-                raise Failure("unknown_verb", "this agent knows %s, not %r" % (", ".join(VERBS), verb))
+                raise Failure("unknown_verb", "this agent knows {}, not {!r}".format(", ".join(VERBS), verb))
             header, body = self._verbs[verb](message.header, message.body)
             header["ok"] = True
         except Failure as failure:
@@ -72,9 +74,9 @@ class Server:
         header["id"] = number
         self._channel.send(header, body)
 
-    def _hello(self, request: Dict[str, Any], _: bytes) -> Reply:
+    def _hello(self, request: dict[str, Any], _: bytes) -> Reply:
         chosen = negotiate(_field(request, "protocol_min", int), _field(request, "protocol_max", int))
-        reply: Dict[str, Any] = {
+        reply: dict[str, Any] = {
             "protocol": chosen,
             "protocol_min": PROTOCOL_MIN,
             "protocol_max": PROTOCOL_MAX,
@@ -86,26 +88,28 @@ class Server:
             "isolation": "user",
         }
         try:
-            probed = run_child({"kind": "probe"}, seconds=_PROBE_SECONDS, host=self._channel, alive=self._alive(request))
+            probed = run_child(
+                {"kind": "probe"}, seconds=_PROBE_SECONDS, host=self._channel, alive=self._alive(request)
+            )
             reply["runtime"] = probed.header["result"]
         except Failure as failure:
             reply["runtime_error"] = failure.message
         return reply, b""
 
-    def _have(self, request: Dict[str, Any], _: bytes) -> Reply:
+    def _have(self, request: dict[str, Any], _: bytes) -> Reply:
         missing = {}
         for sha256 in _field(request, "files", list):
             if not self._store.has(sha256):
                 missing[sha256] = self._store.offset(sha256)
         return {"missing": missing}, b""
 
-    def _put(self, request: Dict[str, Any], body: bytes) -> Reply:
+    def _put(self, request: dict[str, Any], body: bytes) -> Reply:
         sha256 = _field(request, "sha256", str)
         size, offset, crc32 = (_field(request, name, int) for name in ("size", "offset", "crc32"))
         here, whole = self._store.put(sha256, size=size, offset=offset, crc32=crc32, data=body)
         return {"offset": here, "whole": whole}, b""
 
-    def _measure(self, request: Dict[str, Any], _: bytes) -> Reply:
+    def _measure(self, request: dict[str, Any], _: bytes) -> Reply:
         inputs, expected = _field(request, "inputs", dict), _field(request, "expected", dict)
         reference = request.get("reference")
         wanted = [_field(request, "candidate", str)] + ([reference] if reference else [])
@@ -124,10 +128,10 @@ class Server:
         }
         return self._timed(request, job, _field(settings, "cap_seconds", (int, float)))
 
-    def _sweep(self, request: Dict[str, Any], _: bytes) -> Reply:
+    def _sweep(self, request: dict[str, Any], _: bytes) -> Reply:
         models = _field(request, "models", list)
         self._require(models)
-        job: Dict[str, Any] = {"kind": "sweep", "store": str(self._store.folder), "models": models}
+        job: dict[str, Any] = {"kind": "sweep", "store": str(self._store.folder), "models": models}
         for name, kind in (
             ("threads", int),
             ("rounds", int),
@@ -141,9 +145,9 @@ class Server:
     def _require(self, files: Any) -> None:
         missing = sorted({sha256 for sha256 in files if not self._store.has(sha256)})
         if missing:
-            raise Failure("missing_files", "%d files are not here" % len(missing), missing=missing[:500])
+            raise Failure("missing_files", f"{len(missing)} files are not here", missing=missing[:500])
 
-    def _timed(self, request: Dict[str, Any], job: Dict[str, Any], cap_seconds: float) -> Reply:
+    def _timed(self, request: dict[str, Any], job: dict[str, Any], cap_seconds: float) -> Reply:
         before = vitals.read(self._root)
         result = run_child(
             job,
@@ -155,8 +159,8 @@ class Server:
         header = {"result": result.header["result"], "vitals_before": before, "vitals_after": vitals.read(self._root)}
         return header, result.body
 
-    def _alive(self, request: Dict[str, Any]) -> Callable[[], None]:
+    def _alive(self, request: dict[str, Any]) -> Callable[[], None]:
         return lambda: self._channel.send({"id": request.get("id"), "alive": True})
 
-    def _oom_kills(self) -> Optional[int]:
+    def _oom_kills(self) -> int | None:
         return vitals.read(self._root).get("oom_kills")

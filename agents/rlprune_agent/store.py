@@ -9,7 +9,6 @@ import re
 import shutil
 import zlib
 from pathlib import Path
-from typing import List, Tuple
 
 from rlprune_agent.protocol import Failure
 
@@ -21,8 +20,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 class Store:
     """A folder of content-addressed files: `aa/<sha256>` when whole, `part/<sha256>` while they arrive.
 
-    Oldest use goes first when the quota is passed, forgotten uploads among them; a job touches all its files (`has`) before it sends the missing
-    ones, so its own are always the youngest.
+    Oldest use goes first when the quota is passed, forgotten uploads among them; a job touches all its files (`has`)
+    before it sends the missing ones, so its own are always the youngest.
     """
 
     def __init__(self, folder: Path, quota_bytes: int) -> None:
@@ -33,7 +32,7 @@ class Store:
     def path(self, sha256: str) -> Path:
         """Where a whole file lies. Raises `Failure("bad_request")` for anything but 64 hex digits."""
         if not isinstance(sha256, str) or not _HEX.match(sha256):
-            raise Failure("bad_request", "not a sha256: %r" % (sha256,))
+            raise Failure("bad_request", f"not a sha256: {sha256!r}")
         return self.folder / sha256[:2] / sha256
 
     def _part(self, sha256: str) -> Path:
@@ -54,7 +53,7 @@ class Store:
         except FileNotFoundError:
             return 0
 
-    def put(self, sha256: str, *, size: int, offset: int, crc32: int, data: bytes) -> Tuple[int, bool]:
+    def put(self, sha256: str, *, size: int, offset: int, crc32: int, data: bytes) -> tuple[int, bool]:
         """Write one portion; returns (bytes here, file is whole).
 
         A portion that does not start where the last one ended is not written: the reply tells where to go on.
@@ -85,7 +84,7 @@ class Store:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            raise Failure("disk_full", "%s: %s" % (self.folder, error.strerror)) from None
+            raise Failure("disk_full", f"{self.folder}: {error.strerror}") from None
         return size, True
 
     def read(self, sha256: str) -> bytes:
@@ -94,10 +93,10 @@ class Store:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise Failure("missing_files", "not here: %s" % sha256, missing=[sha256]) from None
+            raise Failure("missing_files", f"not here: {sha256}", missing=[sha256]) from None
         if hashlib.sha256(data).hexdigest() != sha256:
             path.unlink()
-            raise Failure("missing_files", "was damaged on disk: %s" % sha256, missing=[sha256])
+            raise Failure("missing_files", f"was damaged on disk: {sha256}", missing=[sha256])
         return data
 
     def _finish(self, part: Path, sha256: str) -> None:
@@ -114,7 +113,7 @@ class Store:
 
     def _make_room(self, need: int) -> None:
         """Keep the quota, and the disk from filling up: a board without free space may not boot again."""
-        files: List[Tuple[float, int, Path]] = []
+        files: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("*/*"):
             stat = path.stat()
             files.append((stat.st_mtime, stat.st_size, path))
@@ -129,6 +128,6 @@ class Store:
         if need + spare > disk.free:
             raise Failure(
                 "disk_full",
-                "%.0f MB do not fit on the device: %.0f MB free, %.0f MB of them kept free"
-                % (need / 1e6, disk.free / 1e6, spare / 1e6),
+                f"{need / 1e6:.0f} MB do not fit on the device: {disk.free / 1e6:.0f} MB are free, "
+                f"{spare / 1e6:.0f} MB of them are not to be used",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable
 
 from rlprune_agent.protocol import ALIVE_SECONDS, Channel, Failure, Message, printable
 
@@ -32,7 +33,7 @@ class HostGone(Exception):
 
 
 def become_child(parent: int) -> None:
-    """To be called first in a child: die with the parent, leave no core file, be the first to go when memory is short."""
+    """First thing in a child: die with the parent, leave no core file, be the first to go when memory is short."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not sys.platform.startswith("linux"):
         return
@@ -45,7 +46,7 @@ def become_child(parent: int) -> None:
         return
 
 
-def judge(status: int, phase: str, *, oom_kills: Optional[int], stderr: str) -> Failure:
+def judge(status: int, phase: str, *, oom_kills: int | None, stderr: str) -> Failure:
     """Whose fault it is that a child ended with this exit status (as `Popen.returncode`) and without a result.
 
     `oom_kills` is how many processes the kernel killed for memory meanwhile, `None` where it does not count them.
@@ -61,13 +62,13 @@ def judge(status: int, phase: str, *, oom_kills: Optional[int], stderr: str) -> 
         text = "importing onnxruntime kills the process (signal %d); its 1.21.0 does so on CPUs without LSE atomics"
         return Failure("runtime_missing", text % number, phase=phase)
     if number in _CRASH and phase in _OWN_PHASES:
-        return Failure("load_failed", "the model crashes onnxruntime (signal %d): %s" % (number, stderr), phase=phase)
-    how = "signal %d" % number if number else "exit status %d" % status
-    return Failure("agent_crashed", "the measuring process ended with %s: %s" % (how, stderr), phase=phase)
+        return Failure("load_failed", f"the model crashes onnxruntime (signal {number}): {stderr}", phase=phase)
+    how = f"signal {number}" if number else f"exit status {status}"
+    return Failure("agent_crashed", f"the measuring process ended with {how}: {stderr}", phase=phase)
 
 
 class _Child:
-    def __init__(self, job: Dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any]) -> None:
         self.phase = "runtime"
         self.stderr = b""
         self._process = subprocess.Popen(
@@ -77,14 +78,14 @@ class _Child:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        assert self._process.stdin and self._process.stdout and self._process.stderr
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
         self.pid = self._process.pid
         self.error_fd = self._process.stderr.fileno()
         self.channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
-        try:
+        with contextlib.suppress(Failure):  # it died at once; its exit status tells why
             self.channel.send(job)
-        except Failure:  # it died at once; its exit status tells why
-            pass
         self._process.stdin.close()
 
     def take_stderr(self) -> bool:
@@ -110,12 +111,12 @@ class _Child:
 
 
 def run_child(
-    job: Dict[str, Any],
+    job: dict[str, Any],
     *,
     seconds: float,
-    host: Optional[Channel] = None,
+    host: Channel | None = None,
     alive: Callable[[], None] = lambda: None,
-    count_oom: Callable[[], Optional[int]] = lambda: None,
+    count_oom: Callable[[], int | None] = lambda: None,
 ) -> Message:
     """Run `job` in a child; its result message. Raises `Failure` (with `phase` in the details) or `HostGone`.
 
@@ -137,7 +138,7 @@ def run_child(
     raise judge(status, child.phase, oom_kills=killed, stderr=child.last_words())
 
 
-def _watch(child: _Child, deadline: float, host: Optional[Channel], alive: Callable[[], None]) -> Optional[Message]:
+def _watch(child: _Child, deadline: float, host: Channel | None, alive: Callable[[], None]) -> Message | None:
     """Wait for the child's result; `None` when its output ends without one."""
     beat = time.monotonic() + ALIVE_SECONDS
     readers = [child.channel.fileno(), child.error_fd] + ([host.fileno()] if host else [])
@@ -146,7 +147,7 @@ def _watch(child: _Child, deadline: float, host: Optional[Channel], alive: Calla
         if now >= deadline:
             ours = child.phase == "runtime"
             kind, who = ("agent_crashed", "onnxruntime") if ours else ("timeout_model", "the model")
-            raise Failure(kind, "%s did not finish in time (phase: %s)" % (who, child.phase), phase=child.phase)
+            raise Failure(kind, f"{who} did not finish in time (phase: {child.phase})", phase=child.phase)
         if now >= beat:
             alive()
             beat = now + ALIVE_SECONDS
@@ -162,7 +163,7 @@ def _watch(child: _Child, deadline: float, host: Optional[Channel], alive: Calla
                 return result
 
 
-def _hear(child: _Child) -> Optional[Message]:
+def _hear(child: _Child) -> Message | None:
     while True:
         message = child.channel.pop()
         if message is None:

@@ -6,9 +6,9 @@ import array
 import gc
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from statistics import median
+from typing import Any
 
-from rlprune_agent import pace
 from rlprune_agent.measure import Tell
 from rlprune_agent.protocol import Failure
 from rlprune_agent.store import Store
@@ -17,17 +17,17 @@ from rlprune_agent.store import Store
 def _visit(run: Any, feeds: Any, visit_ns: float, visit_runs: int) -> float:
     """Median nanoseconds of single inferences, after one that is not counted and brings the weights into the cache."""
     run(None, feeds)
-    taken: List[int] = []
+    taken: list[int] = []
     clock = time.perf_counter_ns
     end = clock() + visit_ns
     while len(taken) < visit_runs or clock() < end:
         began = clock()
         run(None, feeds)
         taken.append(clock() - began)
-    return pace.median(taken)
+    return median(taken)
 
 
-def sweep(job: Dict[str, Any], tell: Tell) -> None:
+def sweep(job: dict[str, Any], tell: Tell) -> None:
     """Do one `sweep` job: per model, the minimum over the rounds of the round's median, in nanoseconds.
 
     Why the minimum: what disturbs a run (a neighbour, an interrupt, a cold cache) only ever adds time, and it comes in
@@ -47,7 +47,7 @@ def sweep(job: Dict[str, Any], tell: Tell) -> None:
             feeds = model.random_inputs(job["seed"])
             model.checked_run(feeds)
         except Failure as failure:
-            where = "model %d of %d: %s" % (number + 1, len(job["models"]), failure.message)
+            where = f"model {number + 1} of {len(job['models'])}: {failure.message}"
             raise Failure(failure.kind, where, **failure.details) from None
         entries.append((model, feeds))
 
@@ -61,4 +61,7 @@ def sweep(job: Dict[str, Any], tell: Tell) -> None:
             model, feeds = entries[index]
             best[index] = min(best[index], _visit(model.run, feeds, job["visit_ms"] * 1e6, job["visit_runs"]))
         order.reverse()
-    tell({"result": {"models": len(best), "options": runtime.options_echo(job["threads"])}}, array.array("d", best).tobytes())
+    tell(
+        {"result": {"models": len(best), "options": runtime.options_echo(job["threads"])}},
+        array.array("d", best).tobytes(),
+    )

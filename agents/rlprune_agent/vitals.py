@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 Reading = Callable[[Path], Any]
 
@@ -19,7 +19,7 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace").replace("\0", "").strip()
 
 
-def _loadavg(root: Path) -> List[float]:
+def _loadavg(root: Path) -> list[float]:
     return [float(v) for v in _text(root / "proc/loadavg").split()[:3]]
 
 
@@ -27,26 +27,26 @@ def _boot_id(root: Path) -> str:
     return _text(root / "proc/sys/kernel/random/boot_id")
 
 
-def _cpufreq(root: Path, name: str) -> Dict[str, str]:
+def _cpufreq(root: Path, name: str) -> dict[str, str]:
     found = {}
     for path in sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/" + name)):
         found[path.parent.parent.name] = _text(path)
     if not found:
-        raise OSError("no cpufreq/%s" % name)
+        raise OSError(f"no cpufreq/{name}")
     return found
 
 
-def _mhz(root: Path, name: str) -> Dict[str, int]:
+def _mhz(root: Path, name: str) -> dict[str, int]:
     return {cpu: int(khz) // 1000 for cpu, khz in _cpufreq(root, name).items()}
 
 
-def _thermal(root: Path) -> Dict[str, float]:
+def _thermal(root: Path) -> dict[str, float]:
     found = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         try:
             celsius = int(_text(zone / "temp")) / 1000
             if -40 <= celsius <= 200:
-                found["%s %s" % (zone.name, _text(zone / "type"))] = celsius
+                found["{} {}".format(zone.name, _text(zone / "type"))] = celsius
         except (OSError, ValueError):  # a zone that is switched off answers with an error; the others still count
             continue
     if not found:
@@ -55,9 +55,9 @@ def _thermal(root: Path) -> Dict[str, float]:
 
 
 def _number(path: Path, key: str) -> int:
-    match = re.search(r"^%s:?\s+(\d+)" % re.escape(key), _text(path), re.MULTILINE)
+    match = re.search(rf"^{re.escape(key)}:?\s+(\d+)", _text(path), re.MULTILINE)
     if not match:
-        raise ValueError("no %s in %s" % (key, path))
+        raise ValueError(f"no {key} in {path}")
     return int(match.group(1))
 
 
@@ -73,7 +73,7 @@ def _cpu_model(root: Path) -> str:
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     if match:
         return match.group(1)
-    parts = [re.search(r"^CPU %s\s*:\s*(\S+)" % word, text, re.MULTILINE) for word in ("implementer", "part")]
+    parts = [re.search(rf"^CPU {word}\s*:\s*(\S+)", text, re.MULTILINE) for word in ("implementer", "part")]
     return " ".join(part.group(1) for part in parts if part) or platform.processor() or platform.machine()
 
 
@@ -92,7 +92,7 @@ def _online_cpus(_: Path) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_FACTS: Dict[str, Reading] = {
+_FACTS: dict[str, Reading] = {
     "machine": lambda _: platform.machine(),
     "system": lambda _: platform.system(),
     "kernel": lambda _: platform.release(),
@@ -108,7 +108,7 @@ _FACTS: Dict[str, Reading] = {
     "governor": lambda root: _cpufreq(root, "scaling_governor"),
 }
 
-_READINGS: Dict[str, Reading] = {
+_READINGS: dict[str, Reading] = {
     "boot_id": _boot_id,
     "loadavg": _loadavg,
     "online_cpus": _online_cpus,
@@ -123,23 +123,23 @@ _READINGS: Dict[str, Reading] = {
 }
 
 
-def _read(readings: Dict[str, Reading], root: Path) -> Dict[str, Any]:
-    found: Dict[str, Any] = {}
-    missing: List[str] = []
+def _read(readings: dict[str, Reading], root: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    missing: list[str] = []
     for name, reading in readings.items():
         try:
             found[name] = reading(root)
         except (OSError, ValueError) as error:
-            missing.append("%s: %s" % (name, error))
+            missing.append(f"{name}: {error}")
     found["missing"] = missing
     return found
 
 
-def facts(root: Path = Path("/")) -> Dict[str, Any]:
+def facts(root: Path = Path("/")) -> dict[str, Any]:
     """What does not change while a board is up: machine, CPU, kernel, page size, memory, clock limits."""
     return _read(_FACTS, root)
 
 
-def read(root: Path = Path("/")) -> Dict[str, Any]:
+def read(root: Path = Path("/")) -> dict[str, Any]:
     """What changes: load, clocks asked for (a wish, not a measurement), heat, free memory, swap counters."""
     return _read(_READINGS, root)

@@ -173,7 +173,14 @@ def read_image(path: Path, preprocessing: dict[str, Any]) -> np.ndarray:
             pixels = np.asarray(image.convert("L" if _channels(preprocessing) == 1 else "RGB"), dtype=np.float32)
     except (OSError, UnidentifiedImageError) as error:
         raise PredictError(f"cannot read {path} as an image") from error
-    return pixels * np.float32(float(preprocessing.get("raw_max", 255)) / 255)
+    highest = preprocessing.get("raw_max")
+    if highest is None and abs(preprocessing.get("scale", 0) * 255 - 1) < 1e-6:
+        highest = 255
+    if highest is None:
+        raise PredictError(
+            f"{path}: manifest.json does not say what white is in raw values (raw_max); give a .npy array"
+        )
+    return pixels * np.float32(highest / 255)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -200,7 +207,7 @@ def _channels(rules: dict[str, Any]) -> int:
 def _prepare_images(array: np.ndarray, rules: dict[str, Any]) -> np.ndarray:
     """Raw H x W, H x W x C or a batch of them -> the model's batch. x -> (x * scale - mean) / std, per channel."""
     channels = _channels(rules)
-    images = np.asarray(array, dtype=np.float32)
+    images: np.ndarray = np.asarray(array, dtype=np.float32)
     if channels == 1 and (images.ndim == 2 or images.shape[-1] != 1):
         images = images[..., None]
     if images.ndim == 3:

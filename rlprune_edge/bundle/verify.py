@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rlprune_edge.bundle.predict_template import Model
 
-__all__ = ["BundleError", "canonical_sums", "inspect", "main", "run", "sha256_of", "verify"]
+__all__ = ["BundleError", "canonical_sums", "inspect", "main", "read_input", "run", "sha256_of", "verify"]
 
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
@@ -63,6 +63,17 @@ def run(bundle_dir: Path, array: np.ndarray, top: int = 5) -> Any:
     try:
         return _load(folder).predict(array, top)
     except _predict_error() as error:
+        raise BundleError(str(error)) from error
+
+
+def read_input(path: Path) -> np.ndarray:
+    """The array of one .npy file, for `run`. Raises BundleError."""
+    predict_error = _predict_error()
+    from rlprune_edge.bundle.predict_template import read_array
+
+    try:
+        return read_array(path)
+    except predict_error as error:
         raise BundleError(str(error)) from error
 
 

@@ -52,7 +52,8 @@ def write_bundle(
     `threads` and `mode`; `predict.py` runs with that number of threads. `golden` holds (inputs, outputs) by tensor
     name, the outputs as the host's ONNX Runtime gave them. `preprocessing` is `{"kind": "none"}` or
     `{"kind": "image", "size": [h, w], "channels": "RGB"|"BGR"|"L", "scale", "mean", "std", "layout", "dtype",
-    "resize": "bilinear"|None, "raw_max": 255}`, in that order of work: resize, x * scale, - mean, / std, layout.
+    "resize": "bilinear"|None, "raw_max"}`, worked off as: resize, x * scale, - mean, / std, layout. `raw_max` is the
+    raw value of white; image files need it where that is not 255.
     `extra` goes into the manifest as it is (parameters, macs, licence, weights, plan, trial, tokenizer, tolerance); its
     `licence_text` becomes the file LICENSE.
 

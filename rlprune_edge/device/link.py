@@ -40,7 +40,11 @@ class Link:
     def hello(self) -> dict[str, Any]:
         """What the agent is and runs on; agrees on a protocol. The first thing to be said."""
         fields = {"verb": "hello", "protocol_min": PROTOCOL_MIN, "protocol_max": PROTOCOL_MAX}
-        return self.request(fields, seconds=_HELLO_SECONDS).header
+        hello = self.request(fields, seconds=_HELLO_SECONDS).header
+        facts = hello.get("facts")
+        if not isinstance(facts, dict) or not isinstance(facts.get("online_cpus"), int):
+            raise LinkBroken("version_mismatch", "the agent's hello says nothing about the device")
+        return hello
 
     def request(self, header: Mapping[str, Any], body: bytes = b"", *, seconds: float = _CONTROL_SECONDS) -> Message:
         """Ask and wait for the answer, at most `seconds`, and never longer than 15 s without a sign of life.
@@ -68,8 +72,7 @@ class Link:
 
     def upload(self, contents: Mapping[str, Callable[[], bytes]]) -> None:
         """Send the files (sha256 -> how to read them) that the agent does not have, going on where a send broke off."""
-        missing = self.request({"verb": "have", "files": list(contents)}).header["missing"]
-        for sha256, offset in missing.items():
+        for sha256, offset in self._missing(list(contents)).items():
             data = contents[sha256]()
             for attempt in range(_UPLOAD_TRIES):
                 try:
@@ -78,7 +81,13 @@ class Link:
                 except Failure as failure:
                     if failure.kind != "damaged_upload" or attempt == _UPLOAD_TRIES - 1:
                         raise
-                    offset = self.request({"verb": "have", "files": [sha256]}).header["missing"][sha256]
+                    offset = self._missing([sha256]).get(sha256, 0)
+
+    def _missing(self, files: list[str]) -> dict[str, int]:
+        missing = self.request({"verb": "have", "files": files}).header.get("missing")
+        if not isinstance(missing, dict) or not all(k in files and isinstance(v, int) for k, v in missing.items()):
+            raise LinkBroken("version_mismatch", "the agent's answer to 'have' does not make sense")
+        return missing
 
     def _put(self, sha256: str, data: bytes, offset: int) -> None:
         whole = False
@@ -86,7 +95,10 @@ class Link:
             part = data[offset : offset + FRAME_BODY_MAX]
             fields = {"verb": "put", "sha256": sha256, "size": len(data), "offset": offset, "crc32": zlib.crc32(part)}
             reply = self.request(fields, part, seconds=_PUT_SECONDS).header
-            offset, whole = reply["offset"], reply["whole"]
+            here, whole = reply.get("offset"), reply.get("whole") is True
+            if not isinstance(here, int) or not (whole or here != offset):
+                raise LinkBroken("version_mismatch", "the agent's answer to 'put' does not make sense")
+            offset = here
 
     def _epitaph(self) -> str:
         words = printable(self._last_words()).strip() or self._channel.noise
@@ -100,4 +112,6 @@ def _failure_in(header: dict[str, Any]) -> Failure:
     try:
         return Failure(str(header.get("kind")), message, **details)
     except ValueError:
-        return Failure("version_mismatch", f"a kind of failure this host does not know: {header.get('kind')!r}: {message}")
+        return Failure(
+            "version_mismatch", f"a kind of failure this host does not know: {header.get('kind')!r}: {message}"
+        )

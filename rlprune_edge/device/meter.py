@@ -47,7 +47,7 @@ class ModeSettings:
     """per process, uploads not counted"""
 
     def job(self) -> dict[str, Any]:
-        """As the agent wants it: `pairs` becomes `checks`, pairs with the rank that bounds the interval at that point."""
+        """As the agent wants it: `pairs` becomes `checks`, each with the rank that bounds the interval there."""
         fields = asdict(self)
         del fields["pairs"], fields["processes"]
         ranks = {n: order_statistic_ranks(n) for n in self.pairs}

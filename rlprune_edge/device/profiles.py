@@ -71,6 +71,7 @@ def load_profile(name_or_path: str) -> Profile:
     known = profiles()
     if name_or_path not in known:
         raise UserError(
-            f"no device profile is called '{name_or_path}'; there are: {', '.join(known)} (or give the path of a .toml file)"
+            f"no device profile is called '{name_or_path}'; there are: {', '.join(known)} "
+            "(or give the path of a .toml file)"
         )
     return known[name_or_path]

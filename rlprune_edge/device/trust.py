@@ -1,8 +1,9 @@
 """What raw samples allow us to say: medians with intervals, percentiles, and warnings. Pure arithmetic.
 
 Successive latencies are correlated, so intervals come from the medians of blocks, not from single samples: simulated
-with a lag-1 correlation of 0.9, the textbook interval of 128 samples covers the true median 40 % of the time, the one of
-8 block medians 96 %. Two models are compared by the ratios of neighbouring blocks, which a drifting clock leaves alone.
+with a lag-1 correlation of 0.9, the textbook interval of 128 samples covers the true median 40 % of the time, the one
+of 8 block medians 96 %. Two models are compared by the ratios of neighbouring blocks, which a drifting clock leaves
+alone.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def order_statistic_ranks(n: int, confidence: float = CONFIDENCE) -> tuple[int, 
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Median with its order-statistic interval; below 6 values smallest to largest, which is a range and no interval."""
+    """Median with its order-statistic interval; below 6 values smallest to largest: a range, no interval."""
     ordered = np.sort(np.asarray(values, float))
     low, high = order_statistic_ranks(len(ordered), confidence) or (1, len(ordered))
     return Interval(float(np.median(ordered)), float(ordered[low - 1]), float(ordered[high - 1]))
@@ -46,7 +47,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 def _latency_ms(blocks: Blocks) -> Interval:
     """One process: median of block medians; the interval of block medians, or that of all samples where it is wider."""
     of_blocks = median_interval([float(np.median(block)) for block in blocks])
-    of_samples = median_interval(np.concatenate([np.asarray(block, float) for block in blocks]))
+    of_samples = median_interval([float(sample) for block in blocks for sample in block])
     low, high = min(of_blocks.low, of_samples.low), max(of_blocks.high, of_samples.high)
     return Interval(of_blocks.value / 1e6, low / 1e6, high / 1e6)
 
@@ -60,16 +61,16 @@ def across(intervals: Sequence[Interval]) -> Interval:
     """One figure from several fresh processes: the median of their values, with the wider of two intervals.
 
     Samples of different processes are never pooled: a process is the unit that differs (memory layout, placement).
-    (a) From the median of the lower to the median of the upper ends: what the typical process knows of itself. The union
-    of all intervals instead would let the one most disturbed process of three decide.
+    (a) From the median of the lower to the median of the upper ends: what the typical process knows of itself. The
+    union of all intervals instead would let the one most disturbed process of three decide.
     (b) From the smallest to the largest process value: what the processes know of each other. It covers the median
     over all possible processes in 93.75 % (5 processes) or 75 % (3) of cases whatever their distribution, even where
     every process is perfectly sure of itself; `flags` then says `processes_differ`.
     The hull of both is right when the differences are within the processes (a) and when they are between them (b).
     """
     values = [i.value for i in intervals]
-    low = min(float(np.median([i.low for i in intervals])), *values, values[0])
-    high = max(float(np.median([i.high for i in intervals])), *values, values[0])
+    low = min(float(np.median([i.low for i in intervals])), *values)
+    high = max(float(np.median([i.high for i in intervals])), *values)
     return Interval(float(np.median(values)), low, high)
 
 
@@ -86,7 +87,7 @@ def reference_latency(processes: Sequence[Process]) -> Interval | None:
 
 
 def speedup(processes: Sequence[Process]) -> Interval | None:
-    """Reference over candidate: per process the median over pairs of neighbouring blocks with its sign-test interval."""
+    """Reference over candidate: per process the median over pairs of neighbouring blocks and its sign-test interval."""
     if not all(p.reference_ns for p in processes):
         return None
     return across([median_interval(_ratios(p)) for p in processes])
@@ -160,7 +161,7 @@ def flags(processes: Sequence[Process]) -> tuple[str, ...]:
 
 
 def memory_mb(processes: Sequence[Process]) -> tuple[float | None, float | None]:
-    """Peak resident memory in MB, total and above the runtime's own: the largest of the processes, who share a budget."""
+    """Peak resident memory in MB, total and above the runtime's own: of the hungriest process, a budget must hold."""
     peaks = [(p.memory_peak_bytes, p.memory_before_bytes) for p in processes]
     known = [(peak, before) for peak, before in peaks if peak is not None and before is not None]
     if not known:

@@ -72,6 +72,8 @@ class Epoch:
     train_loss: float
     seconds: float
     learning_rate: float
+    metric: float | None = None
+    """what `judge` said of the network after it"""
 
 
 def fine_tune(
@@ -82,12 +84,14 @@ def fine_tune(
     steps_per_epoch: int,
     loss: Loss,
     settings: FineTuning,
+    judge: Callable[[nn.Module], float] | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
 ) -> list[Epoch]:
     """Train `student` in place, guided by the uncut `teacher` if there is one, and leave it in inference mode.
 
     `epoch_batches(e)` yields augmented, shuffled batches of epoch e (0-based). Teacher and student see the same images.
+    `judge` is asked after every epoch, for the record only: it steers nothing.
     With a `checkpoint` every epoch is saved there whole, and a run that was broken off goes on after the last one.
     """
     optimizer = _optimizer(student, settings)
@@ -114,7 +118,9 @@ def fine_tune(
             scheduler.step()
             sum_loss += float(value.detach()) * len(x)
             count += len(x)
-        epoch = Epoch(number + 1, sum_loss / max(1, count), time.perf_counter() - started, scheduler.get_last_lr()[0])
+        seconds = time.perf_counter() - started
+        metric = judge(student) if judge is not None else None
+        epoch = Epoch(number + 1, sum_loss / max(1, count), seconds, scheduler.get_last_lr()[0], metric)
         done.append(epoch)
         if checkpoint is not None:
             _save(checkpoint, student, optimizer, scheduler, done)

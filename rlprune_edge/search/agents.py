@@ -25,9 +25,10 @@ def _random(env: PruningEnv, **options: Any) -> SearchEnd:
     return search_with_random(env, **options)
 
 
-def _uniform(env: PruningEnv, **options: Any) -> SearchEnd:
+def _uniform(env: PruningEnv, *, seed: int, **options: Any) -> SearchEnd:
     from rlprune_edge.search.baselines import search_with_uniform
 
+    del seed  # it draws no random numbers
     return search_with_uniform(env, **options)
 
 

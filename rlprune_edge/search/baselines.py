@@ -38,8 +38,8 @@ def search_with_random(env: PruningEnv, *, seed: int, on_trial: OnTrial | None =
     return SearchEnd(tuple(env.trials.values()), env.episodes, reason)
 
 
-def search_with_uniform(env: PruningEnv, *, seed: int = 0, on_trial: OnTrial | None = None) -> SearchEnd:
-    """The same share of every group, to the nearest offered width; no block is removed. Nothing is random (no `seed`).
+def search_with_uniform(env: PruningEnv, *, on_trial: OnTrial | None = None) -> SearchEnd:
+    """The same share of every group, to the nearest offered width; no block is removed, and nothing is random.
 
     With a hard budget: the widest plan predicted to meet it, predicted anew after every measurement, then its
     neighbours on either side. Without one: the whole ladder, coarse to fine. Runs until the budget is spent or the
@@ -63,11 +63,14 @@ def uniform_ladder(space: PruningSpace) -> list[Plan]:
     """All distinct uniform plans of the offered widths, widest first, the uncut one left out."""
     plans: dict[str, Plan] = {}
     for share in np.linspace(1.0, 0.0, 401):
-        widths = {g.name: min(g.levels, key=lambda n, g=g: (abs(n - share * g.width), -n)) for g in space.groups}
-        plan = space.plan(widths)
+        plan = space.plan({g.name: _nearest(g.levels, share * g.width) for g in space.groups})
         plans.setdefault(plan.key, plan)
     plans.pop(space.uncut().key, None)
     return list(plans.values())
+
+
+def _nearest(levels: tuple[int, ...], width: float) -> int:
+    return min(levels, key=lambda n: (abs(n - width), -n))
 
 
 def _coarse_to_fine(ladder: list[Plan]) -> Iterator[Plan]:
@@ -83,8 +86,11 @@ def _coarse_to_fine(ladder: list[Plan]) -> Iterator[Plan]:
 
 def _around_boundary(env: PruningEnv, ladder: list[Plan]) -> Iterator[Plan]:
     """Each time the untried plan nearest to where the budget is now predicted to be met, the cheaper side first."""
+    if not ladder:
+        return
     encoded = [env.model.arrays.encode(plan) for plan in ladder]
-    widths, dropped = (np.concatenate([rows[i] for rows in encoded]) for i in range(2)) if ladder else (None, None)
+    widths = np.concatenate([w for w, _ in encoded])
+    dropped = np.concatenate([d for _, d in encoded])
     left = set(range(len(ladder)))
     while left:
         met = np.flatnonzero(env.limits.met(env.model, widths, dropped))

@@ -19,5 +19,8 @@ class SearchEnd:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the highest reward, the earliest of equals."""
-        return max(self.trials, key=lambda t: t.score.reward, default=None)
+        """The trial with the highest reward among the feasible ones (among all if none is), the earliest of equals.
+
+        A budget missed by 1 % costs little reward, so that the policy is not punished for noise; it is still missed.
+        """
+        return max(self.trials, key=lambda t: (t.score.feasible, t.score.reward), default=None)

@@ -26,9 +26,10 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
     """From the uncut model, one action at a time, until the predicted budget is met; then one real evaluation.
 
     Actions, `Discrete(groups + blocks + 1)`:
-        0 .. G-1      cut this group to its next offered width (10 % of its full width or more, snapped to one that pays)
+        0 .. G-1      cut this group to its next offered width (10 % of its full width or more, to one that pays)
         G .. G+D-1    remove this block
-        G+D           do nothing: ends the episode if the budget is met (always so without a hard one), else a step passes
+        G+D           do nothing: ends the episode if the budget is met (always so without a hard one), else a step
+                      passes
 
     `action_masks()` says which are possible: not a group at its last width or in a removed block, not a block already
     removed; doing nothing always is. An impossible action changes nothing and costs a step.
@@ -68,9 +69,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.baseline = baseline
         self.target = target
         self.limits = Limits(latency_target_ms(target, baseline), target.memory_mb)
-        self.model = LatencyModel(
-            space, tables, baseline_ms=baseline.latency_ms, baseline_memory_mb=baseline.memory_mb
-        )
+        self.model = LatencyModel(space, tables, baseline_ms=baseline.latency_ms, baseline_memory_mb=baseline.memory_mb)
         self.fill = fill
         self.trials: dict[str, Trial] = {}
         """every distinct trial so far, in order, by plan key"""
@@ -93,7 +92,10 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
     # ------------------------------------------------------------ gymnasium
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,  # noqa: ARG002  (gymnasium calls it so)
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         super().reset(seed=seed)
         self._start()
@@ -181,7 +183,8 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def _globals(self, ms: float, weights: float) -> NDArray[np.float64]:
         arrays = self.model.arrays
-        widths, dropped = (part[None] for part in self._state())
+        widths, dropped = self._state()
+        widths, dropped = widths[None], dropped[None]
         memory = self.limits.memory_mb
         return np.array(
             [

@@ -150,9 +150,7 @@ class LatencyModel:
     def _features(self, costs: Floats, widths: Ints, dropped: Bools) -> Floats:
         macs = self.arrays.op_macs(widths, dropped) / self.arrays.full_macs
         kept = self.arrays.kept_ops(dropped) / max(1, len(self._bucket))
-        parts = [
-            per_op[:, self._bucket == b].sum(axis=1) for per_op in (costs, macs, kept) for b in range(_BUCKETS)
-        ]
+        parts = [per_op[:, self._bucket == b].sum(axis=1) for per_op in (costs, macs, kept) for b in range(_BUCKETS)]
         return np.stack([*parts, np.ones(len(widths))], axis=1)
 
     def _removed_mb(self, widths: Ints, dropped: Bools) -> Floats:

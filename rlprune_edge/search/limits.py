@@ -55,9 +55,9 @@ def filled(plan: Plan, model: LatencyModel, limits: Limits) -> Plan:
                 row = widths.copy()
                 row[i] = level
                 wider.append((row, dropped))
-        for i in np.flatnonzero(dropped):
+        for b in np.flatnonzero(dropped):
             row = dropped.copy()
-            row[i] = False
+            row[b] = False
             wider.append((widths, row))
         if not wider:
             break

@@ -105,7 +105,8 @@ class Observer:
             can[groups:],
         )
         table = [np.stack(rows, axis=1).ravel() for rows in (per_group, per_block) if len(rows[0])]
-        return np.clip(np.concatenate([*table, globals_]), 0.0, 1.0).astype(np.float32)
+        vector: NDArray[np.float32] = np.clip(np.concatenate([*table, globals_]), 0.0, 1.0).astype(np.float32)
+        return vector
 
 
 def _relative(freed: Floats, can: Bools) -> Floats:

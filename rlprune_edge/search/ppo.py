@@ -1,7 +1,7 @@
 """PPO with invalid actions masked, as the search's agent; home of stable-baselines3, sb3-contrib and torch in `search`.
 
 What surprised us in sb3-contrib 2.9.2: its `train` normalises the advantages of every minibatch, and one of a single
-step becomes NaN (stable-baselines3 guards against that, the masked version does not), so a rollout never leaves a small rest.
+step becomes NaN (stable-baselines3 guards against that, the masked version does not): no rollout leaves a small rest.
 It draws minibatches from numpy's global generator and actions from torch's.
 """
 
@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlprune_edge.errors import BudgetSpent
@@ -52,10 +51,11 @@ def search_with_ppo(
     settings: PpoSettings | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> SearchEnd:
-    """Let PPO propose plans until the budget is spent or hardly a proposal is new; `on_trial` is told each distinct one.
+    """Let PPO propose plans until the budget is spent or hardly a proposal is new; `on_trial` hears each distinct one.
 
     The same seed and the same answers of `evaluate` give the same plans in the same order. The policy runs on one torch
-    thread and on its own random numbers; inside `evaluate`, and afterwards, the caller's threads and generators are back.
+    thread and on its own random numbers; inside `evaluate`, and afterwards, the caller's threads and generators are
+    back. Whatever else `evaluate` raises (`DeviceError`, `KeyboardInterrupt`) passes through.
     """
     settings = settings or PpoSettings()
     callers = env.evaluate
@@ -69,7 +69,7 @@ def search_with_ppo(
 
         env.evaluate = evaluate
         try:
-            _agent(env, seed, settings).learn(sys.maxsize, callback=watch, log_interval=None)
+            _agent(env, seed, settings).learn(sys.maxsize, callback=watch, log_interval=sys.maxsize)
         except BudgetSpent:
             reason = "budget"
         finally:
@@ -128,18 +128,20 @@ class _Watch(BaseCallback):
         """
         if not self._normalise or not self._rewards:
             return
-        buffer = self.model.rollout_buffer
+        model = cast(MaskablePPO, self.model)
+        buffer, starts, last_obs = model.rollout_buffer, model._last_episode_starts, model._last_obs
+        assert starts is not None
+        assert isinstance(last_obs, np.ndarray)
         past = np.array(self._rewards)
         middle = float(np.median(past))
         # Median and absolute deviation: failures and missed budgets are outliers, and common in the first batch.
         spread = 1.4826 * float(np.median(np.abs(past - middle)))
         spread = spread if spread > 1e-9 else max(1e-9, float(past.std()))
-        ends = np.concatenate([buffer.episode_starts[1:], self.model._last_episode_starts[None]]).astype(bool)
+        ends = np.concatenate([buffer.episode_starts[1:], starts[None]]).astype(bool)
         buffer.rewards[ends] = np.clip((buffer.rewards[ends] - middle) / spread, -3.0, 3.0)
         with torch.no_grad():
-            last = obs_as_tensor(self.model._last_obs, self.model.device)
-            values = self.model.policy.predict_values(last)
-        buffer.compute_returns_and_advantage(last_values=values, dones=self.model._last_episode_starts)
+            values = model.policy.predict_values(torch.as_tensor(last_obs, device=model.device))
+        buffer.compute_returns_and_advantage(last_values=values, dones=starts)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class RewardWeights:
     """What the terms of the reward are worth."""
 
     latency: float = 0.25
-    """weighted mode: worth of ln(speed-up); at 0.25 twice as fast balances 17 % of the metric lost before fine-tuning"""
+    """weighted mode: worth of ln(speed-up); at 0.25, twice as fast balances losing 17 % of the metric"""
     memory: float = 0.10
     """weighted mode: worth of ln(memory saved)"""
     over_latency: float = 4.0
@@ -31,7 +31,7 @@ class RewardWeights:
     over_drop: float = 1.0
     """cost of losing more points than allowed, per 100 points"""
     drop_allowance: float = 1.0
-    """the search judges before fine-tuning, and allows this many times `max_drop`: 1 is safe, fine-tuning wins back more"""
+    """the search judges before fine-tuning and allows this many times `max_drop`; 1 is safe: fine-tuning wins back"""
 
 
 def loss_quality(loss: float, *, uncut_loss: float, chance_loss: float) -> float:
@@ -97,7 +97,9 @@ def score(
     """
     w = weights or RewardWeights()
     if target.memory_mb is not None and baseline.memory_mb is None:
-        raise UserError("A memory target was set, but the memory of the uncut model could not be measured on this device.")
+        raise UserError(
+            "A memory target was set, but the memory of the uncut model could not be measured on this device."
+        )
     if quality is None or latency_ms is None or not _usable(quality, latency_ms):
         return Score(reward=FAILED_REWARD, quality=-1.0, feasible=False, terms={"failed": 1.0})
 
@@ -128,16 +130,14 @@ def score(
         reward = max(0.0, terms["log_speedup"]) if allowed else -w.over_drop * terms["over_drop"]
     else:
         terms["metric_kept"] = _metric_kept(quality.metric, baseline.quality.metric, metric)
-        reward = (
-            terms["metric_kept"]
-            + w.latency * terms["log_speedup"]
-            + w.memory * terms.get("log_memory_saved", 0.0)
-        )
+        reward = terms["metric_kept"] + w.latency * terms["log_speedup"] + w.memory * terms.get("log_memory_saved", 0.0)
     return Score(reward=reward, quality=q, feasible=feasible, terms=terms)
 
 
 def _usable(quality: Quality, latency_ms: float) -> bool:
-    return math.isfinite(quality.metric) and math.isfinite(quality.loss) and math.isfinite(latency_ms) and latency_ms > 0
+    return (
+        math.isfinite(quality.metric) and math.isfinite(quality.loss) and math.isfinite(latency_ms) and latency_ms > 0
+    )
 
 
 def _metric_kept(after: float, before: float, metric: MetricSpec) -> float:

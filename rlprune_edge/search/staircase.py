@@ -19,6 +19,7 @@ NOISE = 0.02
 # Kernels work in blocks of channels (ONNX Runtime's NCHWc path in 8 or 16, NEON in 4): the widths worth a probe are
 # the 10 % steps themselves and the multiples of these next to them. Which of them pays is measured, never assumed.
 _BLOCKS = (4, 8, 16)
+_STEEPER = 1.25  # a stair's edge, not noise on a slope
 
 
 def grid(width: int, step: float = STEP) -> tuple[int, ...]:
@@ -31,7 +32,7 @@ def grid(width: int, step: float = STEP) -> tuple[int, ...]:
 
 
 def candidate_widths(width: int, step: float = STEP) -> tuple[int, ...]:
-    """The widths to probe for a group of `width` channels, widest first: every grid width and its blocked neighbours."""
+    """The widths to probe for a group of `width` channels, widest first: the grid and its blocked neighbours."""
     found = set(grid(width, step))
     for n in tuple(found):
         for block in _BLOCKS:
@@ -48,7 +49,8 @@ def paying_levels(
 
     A width is kept if it is faster than every wider kept one by more than `noise` (a share). The kept widths are then
     thinned to one `step` apart (a share of the full width), except where that would skip a width that pays and has no
-    other near it. A group without a table keeps the plain grid; one that nothing pays for is left at its full width.
+    other near it; just before a stair's edge the width behind the edge is taken. A group without a table keeps the
+    plain grid; one that nothing pays for is left at its full width.
 
     Raises ValueError for a table without a time for a group's full width.
     """
@@ -62,7 +64,7 @@ def paying_levels(
         if group.width not in table.times_ns:
             raise ValueError(f"{group.name}: the full width {group.width} was not timed")
         times = {n: t for n, t in table.times_ns.items() if 1 <= n <= group.width}
-        levels[group.name] = _thinned(_pareto(times, noise), step * group.width)
+        levels[group.name] = _thinned(_pareto(times, noise), times, step * group.width)
     return levels
 
 
@@ -76,7 +78,7 @@ def _pareto(times_ns: Mapping[int, float], noise: float) -> list[int]:
     return kept
 
 
-def _thinned(widths: Sequence[int], step: float) -> tuple[int, ...]:
+def _thinned(widths: Sequence[int], times_ns: Mapping[int, float], step: float) -> tuple[int, ...]:
     """`widths` (widest first) thinned to about `step` channels apart; half a channel of rounding is forgiven."""
     levels = [widths[0]]
     while True:
@@ -85,8 +87,15 @@ def _thinned(widths: Sequence[int], step: float) -> tuple[int, ...]:
         far = [n for n in widths if n <= here - step + 0.5]
         # The next width beyond a step, unless it lies more than two steps away while a nearer one pays.
         if far and (not near or far[0] > here - 2 * step - 0.5):
-            levels.append(far[0])
+            levels.append(_edge(here, [n for n in far if n > far[0] - step], times_ns))
         elif near:
             levels.append(near[-1])
         else:
             return tuple(levels)
+
+
+def _edge(here: int, widths: Sequence[int], times_ns: Mapping[int, float]) -> int:
+    """The widest of `widths`, or the one just over the edge of a stair: 33 channels pay a little, 32 far more."""
+    freed_per_channel = {n: (times_ns[here] - times_ns[n]) / (here - n) for n in widths}
+    best = max(widths, key=lambda n: freed_per_channel[n])
+    return best if freed_per_channel[best] > _STEEPER * freed_per_channel[widths[0]] else widths[0]

@@ -34,8 +34,8 @@ SPLIT_SEED = 0
 TRAINING = Training(epochs=30, batch_size=128, learning_rate=0.1, weight_decay=1e-4)
 
 RESNET50_STEMS = {
-    "resnet50": "ResNet-50 (torchvision) with a CIFAR stem: first convolution 3x3, stride 1, no pooling",
-    "resnet50-imagenet-stem": "ResNet-50 (torchvision) with the ImageNet stem: first convolution 7x7, stride 2, pooling",
+    "resnet50": "ResNet-50 (torchvision) with a CIFAR stem: first convolution 3x3, stride 1, not pooled",
+    "resnet50-imagenet-stem": "ResNet-50 (torchvision) with its ImageNet stem: first convolution 7x7, stride 2, pooled",
 }
 
 
@@ -140,9 +140,9 @@ class Cifar10Task(InMemoryTask):
             return self._loaded(module, base, "untrained (random weights)", note)
         if not how:
             raise UserError(
-                f"{base} needs trained weights: --weights FILE.safetensors. Without a file, --model {base}:train trains "
-                f"it here ({self.training.epochs} epochs; hours on a CPU), and --model {base}:untrained takes random "
-                "weights, to try out speed alone."
+                f"{base} needs trained weights: --weights FILE.safetensors. Without a file, --model {base}:train "
+                f"trains it here ({self.training.epochs} epochs; hours on a CPU), and --model {base}:untrained takes "
+                "random weights, to try out speed alone."
             )
         training = dataclasses.replace(self.training, epochs=_epochs(how) or self.training.epochs)
         module = train_once(
@@ -197,8 +197,8 @@ def _split(found: Mapping[str, Any], targets: Tensor, where: str) -> tuple[dict[
         }
         note = (
             f"the data set has no validation split: {len(search)} training images steer the search and "
-            f"{len(validation)} the choice between finalists. Weights that were trained on all of train saw these images, "
-            "which makes figures on both parts optimistic; the test split was read for the final figures only"
+            f"{len(validation)} the choice between finalists. Weights that were trained on all of train saw these "
+            "images, which makes figures on both parts optimistic; the test split was read for the final figures only"
         )
     return {**rows, "test": found["test"]}, note
 

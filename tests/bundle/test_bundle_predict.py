@@ -17,6 +17,10 @@ from rlprune_edge.bundle import predict_template as predict
 from rlprune_edge.bundle.verify import verify
 
 Write = Callable[..., Path]
+PREPROCESSING = {
+    "kind": "image", "layout": "NCHW", "dtype": "float32", "size": [4, 4], "channels": "L", "scale": 1 / 16,
+    "mean": [0.5], "std": [0.25], "resize": None, "raw_max": 16,
+}  # fmt: skip
 COLOUR = {
     "kind": "image",
     "layout": "NCHW",
@@ -125,6 +129,17 @@ def test_a_picture_is_brought_to_the_range_of_the_training_data(bundle: Path, tm
     image_module.fromarray((raw * 255 / 16).round().astype(np.uint8)).convert("RGB").save(tmp_path / "digit.png")
     from_file = json.loads(in_the_bundle(bundle, str(tmp_path / "digit.png")).stdout)
     assert from_file["probabilities"] == pytest.approx(predict.load(bundle).predict(raw)["probabilities"], abs=0.02)
+
+
+def test_a_picture_of_unknown_range_is_not_guessed_at(write: Write, tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow is optional for predict.py")
+    image_module.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(tmp_path / "digit.png")
+    preprocessing = {key: value for key, value in PREPROCESSING.items() if key != "raw_max"}
+    done = in_the_bundle(write(tmp_path / "unsaid", preprocessing=preprocessing), str(tmp_path / "digit.png"))
+    assert (done.returncode, "does not say what white is in raw values (raw_max)" in done.stderr) == (2, True)
+    bytes_too = {**preprocessing, "scale": 1 / 255}
+    done = in_the_bundle(write(tmp_path / "bytes", preprocessing=bytes_too), str(tmp_path / "digit.png"))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_copy_in_the_bundle_is_the_template(bundle: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from rlprune_edge.bundle import manifest as manifests
 from rlprune_edge.bundle import verify as verifying
-from rlprune_edge.bundle.verify import BundleError, canonical_sums, inspect, run, sha256_of, verify
+from rlprune_edge.bundle.verify import BundleError, canonical_sums, inspect, read_input, run, sha256_of, verify
 
 Write = Callable[..., Path]
 FILES = [
@@ -254,10 +254,13 @@ def test_inspect_and_run(bundle: Path, parts: dict[str, Any]) -> None:
     assert inspect(bundle)["metrics"]["compressed"]["latency_ms"] == 1.21875
     prepared = parts["golden"][0][0]["image.1"]
     raw = (prepared[0, 0] * 0.25 + 0.5) * 16  # undoes the preprocessing, so the recorded answer must come out
-    answer = run(bundle, raw)
+    np.save(bundle.parent / "raw.npy", raw)
+    answer = run(bundle, read_input(bundle.parent / "raw.npy"))
     scores = parts["golden"][0][1]["scores"][0].astype(float)
     expected = np.exp(scores) / np.exp(scores).sum()
     np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-5)
     assert answer["label"] == ["zero", "one", "two"][int(scores.argmax())]
     with pytest.raises(BundleError, match="the image must be 4 x 4, not 5 x 4"):
         run(bundle, np.zeros((5, 4)))
+    with pytest.raises(BundleError, match=r"cannot read gone\.npy: No such file"):
+        read_input(Path("gone.npy"))

@@ -1,0 +1,83 @@
+"""Which samples count, and in which order blocks are taken; the model and the kernel's counter are planted."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlprune_agent.measure import _timed_pairs
+from rlprune_agent.timed import RunQueue, Timed
+
+_SETTINGS = {
+    "block_ms": 0.01,
+    "min_runs": 12,
+    "slow_run_ms": 1000,
+    "min_runs_slow": 4,
+    "reference_runs": 2,
+    "checks": [[4, 1], [6, 1], [8, 2]],
+    "target_half_width": 0.0,
+}
+
+
+class _Counter:
+    """A run queue in which every n-th sample waits for a second; 0: none does."""
+
+    def __init__(self, every: int) -> None:
+        self.reads = itertools.count()
+        self.every = every
+
+    def waited_ns(self) -> int:
+        read = next(self.reads)
+        return 10**9 * (read // (2 * self.every) + (read % (2 * self.every) == 1)) if self.every else 0
+
+
+def _timed(every: int = 0, run: Any = lambda _, feeds: feeds) -> Timed:
+    return Timed(SimpleNamespace(run=run), {}, _Counter(every))  # type: ignore[arg-type]
+
+
+def test_samples_that_waited_are_taken_again() -> None:
+    timed = _timed(every=2)
+    assert len(timed.block(10, 0)) == 10
+    assert (timed.samples, timed.spoilt) == (20, 10)
+
+
+def test_without_any_peace_all_samples_are_kept() -> None:
+    timed = _timed(every=1)
+    assert len(timed.block(10, 0)) == 20
+    assert timed.spoilt == 20
+
+
+def test_a_block_ends_with_the_sample_that_fills_it() -> None:
+    timed = _timed()
+    timed.loop = 50
+    taken = timed.block(1, 2e6)
+    assert sum(taken) * 50 <= 2e6 + max(taken) * 50
+
+
+def test_the_kernels_counter_only_grows() -> None:
+    queue = RunQueue()
+    readings = [queue.waited_ns() for _ in range(100)]
+    assert readings == sorted(readings)
+    assert readings[0] >= 0
+
+
+@pytest.mark.parametrize(("target", "pairs"), [(0.0, 8), (1e9, 4)])
+def test_blocks_come_in_turns_a_b_b_a_until_the_interval_is_narrow(target: float, pairs: int) -> None:
+    calls: list[str] = []
+    candidate = _timed(run=lambda *_: calls.append("A"))
+    reference = _timed(run=lambda *_: calls.append("B"))
+    settings = {**_SETTINGS, "target_half_width": target}
+    own, others = _timed_pairs(candidate, reference, settings, deadline=float("inf"))
+    order = [letter for letter, _ in itertools.groupby(calls)]
+    assert [len(own), len(others)] == [pairs, pairs]
+    assert min(len(block) for block in own) >= 3
+    # Neighbours of one kind run together: A | A B | B A | A B | B A ...
+    assert order == ["A", *itertools.islice(itertools.cycle("BA"), pairs)]
+
+
+def test_the_cap_ends_the_blocks_after_the_first_pair() -> None:
+    own, others = _timed_pairs(_timed(), _timed(), _SETTINGS, deadline=0.0)
+    assert [len(own), len(others)] == [1, 1]

@@ -1,0 +1,278 @@
+"""The whole run on a tiny network, with the real agent: met, infeasible, killed, interrupted, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlprune_edge import request as requests
+from rlprune_edge.bundle.verify import verify
+from rlprune_edge.compress import compress, prepared
+from rlprune_edge.journal import Journal
+from rlprune_edge.progress import Silent
+from rlprune_edge.run_folder import RunFolder
+
+EXAMPLES = Path(__file__).parent / "examples"
+BARS = ["--task", "own_task:Bars", "--target-speedup", "1.3", "--budget", "10", "--finalists", "1", "--final-mode", "verify"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all runs here: the network is trained once, and the same graph keeps its measured latency."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def start(words: list[str], cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlprune_edge", "compress", *words],
+        cwd=EXAMPLES,
+        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(words: list[str], cache: Path) -> tuple[int, str, str]:
+    process = start(words, cache)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def plans(folder: Path) -> list[str]:
+    return [t.plan.key for t in Journal(folder / "trials.jsonl").trials]
+
+
+@pytest.fixture(scope="module")
+def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A run that nothing disturbed: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    code, out, err = finish([*BARS, "--out", str(folder)], cache)
+    assert code == 0, out + err
+    yield folder, out
+
+
+def test_a_run_leaves_a_report_and_a_bundle_that_verifies(whole: tuple[Path, str]) -> None:
+    folder, out = whole
+    report = json.loads((folder / "report.json").read_text())
+    assert report["status"] == "met"
+    assert report["source"] == "local"
+    assert report["compressed"]["speedup"] >= 1.3
+    assert report["compressed"]["parameters"] < report["baseline"]["parameters"]
+    assert report["compressed"]["drop"] == pytest.approx(report["baseline"]["metric"] - report["compressed"]["metric"])
+    assert report["spent"]["candidates"] <= 10
+    assert report["baseline"]["split"] == "test"
+    assert any("golden" in line for line in verify(folder / "bundle"))
+    manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
+    assert manifest["measurement"]["source"] == "local"
+    assert manifest["trial"]["plan"]["widths"]
+    assert str(folder) not in json.dumps(manifest)
+    assert "faster on local" in out
+    assert (folder / "report.html").read_text().startswith("<!")
+
+
+def test_every_trial_went_through_every_stage(whole: tuple[Path, str]) -> None:
+    trials = Journal(whole[0] / "trials.jsonl").trials
+    assert [t.number for t in trials] == list(range(len(trials)))
+    for trial in trials:
+        assert set(trial.seconds) == {"cut", "check", "recover", "score", "export", "parity", "measure"}
+        assert trial.measurement is not None
+        assert trial.measurement.processes[0].candidate_ns
+    assert trials[0].measurement is not None
+    assert trials[0].measurement.reference_sha256 is None
+    assert all(t.measurement and t.measurement.speedup for t in trials[1:])
+
+
+def test_kill_9_then_resume_gives_the_same_journal(whole: tuple[Path, str], cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    process = start([*BARS, "--out", str(folder)], cache)
+    deadline = time.monotonic() + 120
+    journal = folder / "trials.jsonl"
+    while time.monotonic() < deadline and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    reached = len(plans(folder))
+    assert 4 <= reached < len(plans(whole[0])), "it has to be killed in the middle of the search"
+    code, out, err = finish(["--resume", str(folder)], cache)
+    assert code == 0, out + err
+    assert plans(folder) == plans(whole[0])
+
+
+def test_ctrl_c_leaves_a_whole_journal_and_says_how_to_go_on(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "interrupted"
+    process = start([*BARS, "--seed", "5", "--out", str(folder)], cache)
+    deadline = time.monotonic() + 120
+    journal = folder / "trials.jsonl"
+    while time.monotonic() < deadline and (not journal.exists() or journal.read_bytes().count(b"\n") < 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"--resume {folder}" in out
+    assert len(Journal(journal).trials) >= 2
+
+
+def test_an_infeasible_target_is_said_with_the_nearest_candidates(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "infeasible"
+    words = ["--task", "own_task:Bars", "--target-speedup", "200", "--budget", "4", "--agent", "random"]
+    code, out, _ = finish([*words, "--out", str(folder)], cache)
+    report = json.loads((folder / "report.json").read_text())
+    assert code == 4
+    assert report["status"] == "infeasible"
+    assert report["compressed"] is None
+    assert 1 <= len(report["nearest"]) <= 3
+    assert "nfeasible" in out
+    assert not (folder / "bundle").exists()
+
+
+def test_json_prints_one_document_and_nothing_else(cache: Path, tmp_path: Path) -> None:
+    words = [*BARS, "--agent", "uniform", "--budget", "6", "--json", "--out", str(tmp_path / "run")]
+    code, out, err = finish(words, cache)
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["search"]["agent"] == "uniform"
+    assert "run folder" in err
+
+
+def test_an_agent_that_keeps_dying_stops_the_run_with_3_and_costs_no_trial(cache: Path, tmp_path: Path) -> None:
+    """An infrastructure fault is nobody's reward: the journal holds no trial of it, and the run says how to go on."""
+    folder = tmp_path / "dying"
+    process = start([*BARS, "--seed", "7", "--out", str(folder)], cache)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        for child in children_of(process.pid):
+            if any(b"agent-" in word for word in child.read_bytes().split(b"\0")):
+                try:
+                    os.kill(int(child.parent.name), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        time.sleep(0.02)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "--resume" in err
+    assert Journal(folder / "trials.jsonl").trials == ()
+
+
+def children_of(pid: int) -> list[Path]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                (stat.parent / "cmdline").read_bytes()
+                found.append(stat.parent / "cmdline")
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def run_in_process(words: dict[str, Any], folder: Path, cache: Path) -> tuple[RunFolder, requests.Request]:
+    request = requests.make(words)
+    return RunFolder.create(folder, request), request
+
+
+def test_the_test_split_is_read_once_for_each_network(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    seen: list[Any] = []
+
+    class Watcher(Silent):
+        def stage(self, text: str) -> None:
+            seen.append((text, tasks[0].reads["test"] if tasks else 0))
+
+    import own_task
+
+    tasks: list[Any] = []
+
+    class Watched(own_task.Bars):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            tasks.append(self)
+
+    own_task.Watched = Watched  # type: ignore[attr-defined]
+    words = {"task": "own_task:Watched", "target_speedup": 1.3, "budget": 4, "finalists": 1, "final_mode": "verify"}
+    folder, request = run_in_process(words, tmp_path / "run", cache)
+    outcome = compress(request, folder, Watcher(), cache_dir=cache)
+    folder.close()
+    assert outcome.status == "met"
+    assert tasks[0].reads["test"] == 2  # the uncut and the compressed network, once each
+    before = [count for text, count in seen if not text.startswith(("test split", "bundle"))]
+    assert set(before) == {0}, "nothing before the end may look at the test split"
+
+
+def test_a_known_plan_costs_nothing_and_the_budget_is_kept(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlprune_edge.errors import BudgetSpent
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    folder, request = run_in_process({"task": "own_task:Bars", "budget": 1}, tmp_path / "run", cache)
+    with prepared(request, folder, Silent(), cache_dir=cache) as (run, tables):
+        assert tables
+        assert tables[0].times_ns[run.space.groups[0].width] > 0
+        plan = run.space.plan({run.space.groups[0].name: 8})
+        first = run.evaluate(plan)
+        assert run.evaluate(plan) is first
+        assert len(run.journal.trials) == 2
+        with pytest.raises(BudgetSpent):
+            run.evaluate(run.space.plan({run.space.groups[0].name: 4}))
+    folder.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--task", "didgits"], "digits"),
+        (["--task", "nowhere:factory"], "nowhere"),
+        (["--model", "resnet9000"], "resnet9000"),
+        (["--task", "cifar10", "--data", "/nowhere/at/all", "--model", "resnet20:untrained"], "/nowhere/at/all"),
+        (["--device", "toaster"], "toaster"),
+        (["--target-speedup", "0.5"], "make it slower"),
+        (["--target-speedup", "2", "--target-latency", "3ms"], "contradict"),
+        (["--target-latency", "soon"], "30ms"),
+        (["--budget", "0"], "at least 1 candidate"),
+        (["--resume", "/nowhere/at/all"], "holds no run to resume"),
+        (["--config", "/nowhere/at.toml"], "Cannot read"),
+        (["--no-such-flag"], "No such option"),
+        (["--out", "/proc/nothing"], "Cannot write"),
+    ],
+)
+def test_bad_input_exits_with_2_and_a_sentence(words: list[str], says: str, cache: Path, tmp_path: Path) -> None:
+    if not {"--out", "--resume"} & set(words):
+        words = [*words, "--out", str(tmp_path / "run")]
+    code, out, err = finish(words, cache)
+    assert (code, out.count("Traceback") + err.count("Traceback")) == (2, 0)
+    assert says in err
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(whole: tuple[Path, str], cache: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.name != ".lock"}
+    code, _, err = finish([*BARS, "--out", str(whole[0])], cache)
+    assert code == 2
+    assert f"--resume {whole[0]}" in err
+    code, _, err = finish(["--resume", str(whole[0]), "--seed", "3"], cache)
+    assert code == 2
+    assert "--seed cannot change it" in err
+    assert {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.name != ".lock"} == before
+
+
+def test_report_is_rendered_again_from_the_folder(whole: tuple[Path, str]) -> None:
+    html = whole[0] / "report.html"
+    first = html.read_text()
+    html.unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "rlprune_edge", "report", str(whole[0])], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert html.read_text() == first
