@@ -99,7 +99,7 @@ def compress(  # noqa: PLR0913  (one parameter a flag)
     distillation: Annotated[
         bool | None, typer.Option("--distillation/--no-distillation", help="Learn from the uncut model, too. [default: on]")
     ] = None,
-    final_mode: Annotated[str | None, typer.Option(help="Last measurement: report or verify. [default: report]")] = None,
+    final_mode: Annotated[str | None, typer.Option(help="Last measurement: report (minutes), verify, or reward (a quick try). [default: report]")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for this run. [default: runs/TASK-TIME]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these; flags win.")] = None,

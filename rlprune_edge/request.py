@@ -71,7 +71,7 @@ class Request(BaseModel):
         for name, value, known in (
             ("--agent", self.agent, AGENTS),
             ("--importance", self.importance, ("taylor", "magnitude")),
-            ("--final-mode", self.final_mode, ("verify", "report")),
+            ("--final-mode", self.final_mode, ("reward", "verify", "report")),
         ):
             if value not in known:
                 raise ValueError(f"{name} {value} is not known: choose {', '.join(known)}")

@@ -148,9 +148,15 @@ class Run:
             return onnx_graph.describe(path, max_difference=difference), outputs
 
     def measure(
-        self, artifact: OnnxArtifact, outputs: dict[str, np.ndarray], mode: str, *, alone: bool = False
+        self,
+        artifact: OnnxArtifact,
+        outputs: dict[str, np.ndarray],
+        mode: str,
+        *,
+        alone: bool = False,
+        afresh: bool = False,
     ) -> Measurement:
-        """Time an exported candidate on the device, in turns with the uncut model."""
+        """Time an exported candidate on the device, in turns with the uncut model; `afresh`: whatever the cache knows."""
         first = None if alone else self.baseline_trial.artifact
         return self.device.measure(
             Path(artifact.path),
@@ -160,6 +166,7 @@ class Run:
             inputs={torch_export.INPUT: self.probe_input[:1].numpy()},
             expected=outputs,
             mode=mode,
+            use_cache=False if afresh else None,
         )
 
     def _score(self, trial: Trial, baseline: Baseline) -> Score:

@@ -23,7 +23,7 @@ from rlprune_edge.errors import UserError
         ({"budget": 0}, "--budget 0 leaves nothing to try"),
         ({"agent": "greedy"}, "--agent greedy is not known: choose ppo, random, uniform"),
         ({"importance": "l2"}, "choose taylor, magnitude"),
-        ({"final_mode": "fast"}, "choose verify, report"),
+        ({"final_mode": "fast"}, "choose reward, verify, report"),
         ({"seed": -1}, "--seed"),
         ({"step": 1.5}, "--step"),
         ({"threads": 0}, "--threads"),

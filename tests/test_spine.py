@@ -22,7 +22,7 @@ from rlprune_edge.progress import Silent
 from rlprune_edge.run_folder import RunFolder
 
 EXAMPLES = Path(__file__).parent / "examples"
-BARS = ["--task", "own_task:Bars", "--target-speedup", "1.3", "--budget", "10", "--finalists", "1", "--final-mode", "verify"]
+BARS = ["--task", "own_task:Bars", "--target-speedup", "1.3", "--budget", "10", "--finalists", "1", "--final-mode", "reward"]
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_the_test_split_is_read_once_for_each_network(
             tasks.append(self)
 
     own_task.Watched = Watched  # type: ignore[attr-defined]
-    words = {"task": "own_task:Watched", "target_speedup": 1.3, "budget": 4, "finalists": 1, "final_mode": "verify"}
+    words = {"task": "own_task:Watched", "target_speedup": 1.3, "budget": 4, "finalists": 1, "final_mode": "reward"}
     folder, request = run_in_process(words, tmp_path / "run", cache)
     outcome = compress(request, folder, Watcher(), cache_dir=cache)
     folder.close()

@@ -46,8 +46,12 @@ _KEY_FACTS = (
 )
 _SWEEP = {"rounds": 5, "visit_ms": 2, "visit_runs": 3, "seed": 0}
 
-# A figure taken in such circumstances is used, with its flag, but not offered again for a week.
-_NOT_KEPT = frozenset({"busy", "swapping", "very_noisy", "config_changed", "capped"})
+# A figure taken in such circumstances is used, with its flag, but not offered again for a week. A developer's machine is
+# never idle, though: there a busy figure is kept, or no run could be repeated plan by plan (finalists are timed afresh).
+_NOT_KEPT = {
+    "board": frozenset({"busy", "swapping", "very_noisy", "config_changed", "capped"}),
+    "local": frozenset({"swapping", "config_changed"}),
+}
 
 
 def device_key(hello: Mapping[str, Any], *, threads: int, provider: str) -> str:
@@ -166,7 +170,7 @@ class Station(Contact):
                 "device_key": self.key,
             },
         )
-        if not _NOT_KEPT & set(measurement.flags):
+        if not _NOT_KEPT[self.profile.source] & set(measurement.flags):
             self._cache.keep_measurement(key, measurement)
         return measurement
 
