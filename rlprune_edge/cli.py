@@ -34,8 +34,8 @@ app.add_typer(device_app, name="device")
 app.add_typer(bundle_app, name="bundle")
 
 
-def run() -> None:
-    """Run the command line of this process; returns the exit code (see errors.py) and never a traceback for a known error."""
+def run() -> int:
+    """Run the command line of this process; returns the exit code (see errors.py), no traceback for a known error."""
     try:
         app()
     except SystemExit as leave:
@@ -68,12 +68,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None: ...
 
 
 @app.command()
-def compress(  # noqa: PLR0913  (one parameter a flag)
+def compress(
     task: Annotated[str | None, typer.Option(help="digits, cifar10, or your own package.module:factory.")] = None,
     model: Annotated[str | None, typer.Option(help="A model of the task, or package.module:factory.")] = None,
     weights: Annotated[str | None, typer.Option(help="Trained weights, .safetensors or .pt.")] = None,
@@ -85,21 +87,35 @@ def compress(  # noqa: PLR0913  (one parameter a flag)
     max_memory: Annotated[str | None, typer.Option(help="Peak memory on the device, e.g. 200MB.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of the metric that may be lost.")] = None,
     agent: Annotated[str | None, typer.Option(help="ppo, random or uniform. [default: ppo]")] = None,
-    budget: Annotated[int | None, typer.Option(help="Candidates to evaluate. [default: 60]")] = None,
+    prior: Annotated[
+        bool | None,
+        typer.Option(
+            "--prior/--no-prior", help="PPO starts from what single cuts cost (scored on the host). [default: on]"
+        ),
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="Candidates to evaluate, each measured. [default: 60]")] = None,
     device_seconds: Annotated[float | None, typer.Option(help="Device time the search may use.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same proposals. [default: 0]")] = None,
-    step: Annotated[float | None, typer.Option(help="Share of a group's channels cut per action. [default: 0.1]")] = None,
+    step: Annotated[
+        float | None, typer.Option(help="Share of a group's channels cut per action. [default: 0.1]")
+    ] = None,
     importance: Annotated[str | None, typer.Option(help="taylor or magnitude. [default: taylor]")] = None,
-    calibration_images: Annotated[int | None, typer.Option(help="Inputs for BatchNorm statistics. [default: 256]")] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option(help="Inputs for BatchNorm statistics. [default: 256]")
+    ] = None,
     search_images: Annotated[int | None, typer.Option(help="Inputs a candidate is scored on. [default: all]")] = None,
     finalists: Annotated[int | None, typer.Option(help="Candidates that are fine-tuned. [default: 2]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning. [default: the task's, 5]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of fine-tuning. [default: the task's, 1e-4]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Of fine-tuning. [default: the task's, 32]")] = None,
     distillation: Annotated[
-        bool | None, typer.Option("--distillation/--no-distillation", help="Learn from the uncut model, too. [default: on]")
+        bool | None,
+        typer.Option("--distillation/--no-distillation", help="Learn from the uncut model, too. [default: on]"),
     ] = None,
-    final_mode: Annotated[str | None, typer.Option(help="Last measurement: report (minutes), verify, or reward (a quick try). [default: report]")] = None,
+    final_mode: Annotated[
+        str | None,
+        typer.Option(help="Last measurement: report (minutes), verify, or reward (a quick try). [default: report]"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for this run. [default: runs/TASK-TIME]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these; flags win.")] = None,
@@ -110,7 +126,11 @@ def compress(  # noqa: PLR0913  (one parameter a flag)
     With nothing else it compresses a small digit classifier on this machine. Exit codes: 0 target met, 2 bad input,
     3 the device failed, 4 no candidate met the target, 130 interrupted (go on with --resume).
     """
-    words = {k: v for k, v in locals().items() if k not in ("out", "resume", "config", "as_json", "target_latency", "max_memory")}
+    words = {
+        k: v
+        for k, v in locals().items()
+        if k not in ("out", "resume", "config", "as_json", "target_latency", "max_memory")
+    }
     from rlprune_edge import request as requests
     from rlprune_edge.run_folder import RunFolder
 
@@ -120,7 +140,9 @@ def compress(  # noqa: PLR0913  (one parameter a flag)
         words["max_memory_mb"] = requests.megabytes(max_memory)
     console = Console(stderr=as_json, highlight=False)
     if resume is not None:
-        given = sorted(k for k, v in words.items() if v is not None) + [n for n, v in (("out", out), ("config", config)) if v]
+        given = sorted(k for k, v in words.items() if v is not None) + [
+            n for n, v in (("out", out), ("config", config)) if v
+        ]
         if given:
             raise UserError(
                 f"--resume goes on with the run as it was asked for; --{given[0].replace('_', '-')} cannot change it.\n"

@@ -16,18 +16,23 @@ from rlprune_edge.device.profiles import load_profile
 from rlprune_edge.export import onnx_graph
 from rlprune_edge.journal import Journal
 from rlprune_edge.progress import Watcher
-from rlprune_edge.prune import graph, importance, space
+from rlprune_edge.prune import cut, graph, importance, recover, space
 from rlprune_edge.records import WidthTimes
 from rlprune_edge.request import Request
 from rlprune_edge.run import Run
 from rlprune_edge.run_folder import RunFolder
-from rlprune_edge.search import agents, staircase
+from rlprune_edge.search import agents, reward, staircase
+from rlprune_edge.search import sensitivity as sensitivities
 from rlprune_edge.search.env import PruningEnv
 from rlprune_edge.tasks.catalog import load_own_model, load_task
 from rlprune_edge.tasks.task import LoadedModel, Task
 
 STAIRCASE = "staircase.json"
 SPACE = "space.json"
+SENSITIVITY = "sensitivity.json"
+PROBE_MACS = 50_000_000_000
+"""of one sensitivity probe: as many images as that makes, so that large models are probed in minutes, too"""
+PROBE_IMAGES_LEAST, PROBE_IMAGES_MOST = 32, 500
 ENDS = {
     "budget": "the budget is used up",
     "repeats": "the agent hardly proposes anything new",
@@ -49,8 +54,8 @@ class Outcome:
 def compress(request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path) -> Outcome:
     """Run `request` to its end in `folder`, going on from whatever the folder already holds.
 
-    Resuming is replaying: with the same seed the agent proposes the same plans, the journal answers those it knows at no
-    cost, and the first unknown plan is where the search goes on.
+    Resuming is replaying: with the same seed the agent proposes the same plans, the journal answers those it knows at
+    no cost, and the first unknown plan is where the search goes on.
     """
     with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
         _search(run, tables)
@@ -96,6 +101,8 @@ def _open(
     example = task.example_input()
     groups, left_alone = graph.find_groups(model, example)
     described = space.build(model, example, groups)
+    compute = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(compute)
     ranking = importance.rank(
         model,
         groups,
@@ -109,9 +116,7 @@ def _open(
     )
     for reason in left_alone:
         watcher.note(f"left alone: {reason}")
-    calibration = [
-        x for x, _ in task.batches("train", 128, seed=request.seed, limit=request.calibration_images)
-    ]
+    calibration = [x for x, _ in task.batches("train", 128, seed=request.seed, limit=request.calibration_images)]
     return Run(
         request=request,
         folder=folder,
@@ -125,6 +130,7 @@ def _open(
         ranking=ranking,
         calibration=calibration,
         probe_input=torch.cat([example, calibration[0][: PROBE_INPUTS - 1]]),
+        compute=compute,
         notes=[*task.notes, *loaded.notes],
     )
 
@@ -146,11 +152,48 @@ def _probe_widths(run: Run) -> tuple[WidthTimes, ...]:
     )
 
 
+def _probe_sensitivity(run: Run) -> sensitivities.Sensitivity:
+    """What each single cut costs, scored on the host alone; kept in the run's folder like the staircase."""
+    known = run.folder.read_json(SENSITIVITY)
+    if known is None:
+        cuts = sensitivities.probes(run.space)
+        run.watcher.stage(f"sensitivity: {len(cuts)} single cuts, scored without the device")
+        images = max(2 * PROBE_IMAGES_LEAST, min(PROBE_IMAGES_MOST, PROBE_MACS // run.baseline.macs))
+        calibration = list(_first(run.calibration, images // 3))
+        known = {"groups": {}, "blocks": {}, "images": images}
+        uncut = run.task.score(run.loaded.module, "search", limit=images).loss
+        for number, (name, width, plan) in enumerate(cuts, start=1):
+            module = cut.apply(run.loaded.module, run.groups, run.ranking, plan).module
+            recover.recalibrate_batchnorm(module, calibration)
+            loss = run.task.score(module, "search", limit=images).loss
+            cost = 1.0 - reward.loss_quality(loss, uncut_loss=uncut, chance_loss=run.task.chance_loss)
+            if width is None:
+                known["blocks"][name] = cost
+            else:
+                known["groups"].setdefault(name, {})[str(width)] = cost
+            if number % 10 == 0 or number == len(cuts):
+                run.watcher.step("single cuts", number, len(cuts))
+        run.folder.write_json(SENSITIVITY, known)
+    run.probes = sum(len(widths) for widths in known["groups"].values()) + len(known["blocks"])
+    groups = {name: {int(w): cost for w, cost in widths.items()} for name, widths in known["groups"].items()}
+    return sensitivities.Sensitivity(groups, known["blocks"])
+
+
+def _first(batches: list[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
+    for x in batches:
+        if count > 0:
+            yield x[:count]
+        count -= len(x)
+
+
 def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
     request, baseline = run.request, run.baseline
     offered = sum(len(g.levels) - 1 for g in run.space.groups)
     run.watcher.note(f"{offered} steps that pay over {len(run.space.groups)} groups")
+    sensitivity = _probe_sensitivity(run) if request.prior and request.agent == "ppo" else None
     run.watcher.stage(f"search: {request.agent}, {request.budget} candidates")
-    env = PruningEnv(run.space, run.evaluate, baseline=baseline, target=request.target, tables=tables)
+    env = PruningEnv(
+        run.space, run.evaluate, baseline=baseline, target=request.target, tables=tables, sensitivity=sensitivity
+    )
     end = agents.search(request.agent, env, seed=request.seed)
     run.watcher.note(f"{len(end.trials)} candidates from {end.episodes} episodes; {ENDS[end.reason]}")

@@ -52,7 +52,7 @@ def deliver(run: Run) -> tuple[str, dict[str, Any]]:
             continue
         run.watcher.stage("final measurement, in turns with the uncut model")
         artifact, outputs = run.export(module, run.folder.scratch("model.onnx"), {})
-        measurement = run.measure(artifact, outputs, run.request.final_mode, afresh=True)
+        measurement = run.measure(artifact, outputs, run.request.final_mode, use_cache=False)
         if not meets(measurement, run.request.target):
             run.notes.append(
                 f"finalist {trial.plan.key} was {_reached(measurement)} in its final measurement and missed the target"
@@ -65,9 +65,7 @@ def deliver(run: Run) -> tuple[str, dict[str, Any]]:
 def meets(measurement: Measurement, target: Target, *, firmly: bool = False) -> bool:
     """Whether a measurement meets the target; `firmly`: also at the unfavourable end of its interval."""
     speedup, latency = measurement.speedup, measurement.latency_ms
-    if target.speedup is not None and (
-        speedup is None or (speedup.low if firmly else speedup.value) < target.speedup
-    ):
+    if target.speedup is not None and (speedup is None or (speedup.low if firmly else speedup.value) < target.speedup):
         return False
     if target.latency_ms is not None and (latency.high if firmly else latency.value) > target.latency_ms:
         return False
@@ -93,7 +91,7 @@ def _verified(run: Run) -> list[Trial]:
             candidate = run.make_candidate(trial.plan, {})
             artifact, outputs = run.export(candidate.module, run.folder.scratch("finalist.onnx"), {})
             try:
-                measurement = run.measure(artifact, outputs, "reward", afresh=True)
+                measurement = run.measure(artifact, outputs, "reward", use_cache=False)
             except CandidateError as error:
                 run.watcher.note(f"finalist {trial.plan.key}: {error}")
                 continue
@@ -285,6 +283,7 @@ def _report(
         budget={"candidates": request.budget, "device_seconds": request.device_seconds},
         spent={
             "candidates": run.candidates_spent,
+            "host_probes": run.probes,
             "device_seconds": run.device_seconds_spent,
             "wall_seconds": time.perf_counter() - run.started,
         },
@@ -293,6 +292,7 @@ def _report(
             "seed": request.seed,
             "command": request.command(),
             "step": request.step,
+            "prior": request.prior,
             "importance": request.importance,
             "threads": measurement.threads if measurement else None,
             "mode": measurement.mode if measurement else None,

@@ -1,7 +1,8 @@
 """trials.jsonl: append, find, resume; it *is* the result of a search."""
 
 # Format history of trials.jsonl:
-#   1: {"format": 1, "trial": {... records.Trial ...}}, one line a trial, in the order of evaluation; trial 0 is the uncut model.
+#   1: {"format": 1, "trial": {... records.Trial ...}}, one line a trial, in the order of evaluation;
+#      trial 0 is the uncut model.
 
 from __future__ import annotations
 

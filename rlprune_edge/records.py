@@ -1,6 +1,7 @@
 """The frozen, torch-free records that pass between rooms.
 
-Request -> Task -> nn.Module -> PruningSpace -> Plan -> Candidate -> OnnxArtifact -> Measurement -> Score -> Trial -> Bundle
+Request -> Task -> nn.Module -> PruningSpace -> Plan -> Candidate -> OnnxArtifact -> Measurement -> Score -> Trial
+-> Bundle
 
 Units are part of the names: `_ns`, `_ms`, `_bytes`, `_mb` (1 MB = 10**6 bytes), `seconds`.
 `None` means "not known", never a magic number.
@@ -22,7 +23,8 @@ class Group:
     """Channels that must be cut together, across all the layers that share them.
 
     For a block `y = x + conv2(relu(conv1(x)))`, the outputs of `conv1` are one group (cutting it narrows `conv1`,
-    its BatchNorm and the input of `conv2`); the outputs of `conv2` belong to the group of `x`, since they are added to it.
+    its BatchNorm and the input of `conv2`); the outputs of `conv2` belong to the group of `x`, since they are added to
+    it.
     """
 
     name: str
@@ -85,10 +87,7 @@ class Op:
 
     def macs_at(self, in_channels: int, out_channels: int) -> int:
         """Multiply-accumulates with these channel counts; a depthwise convolution scales with one of them."""
-        if self.conv_groups == 1:
-            per_output = in_channels
-        else:
-            per_output = max(1, self.in_channels // self.conv_groups)
+        per_output = in_channels if self.conv_groups == 1 else max(1, self.in_channels // self.conv_groups)
         kernel = self.kernel[0] * self.kernel[1]
         return out_channels * self.out_hw[0] * self.out_hw[1] * kernel * per_output
 
@@ -347,7 +346,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class WidthTimes:
-    """The board's staircase for one kind of group: measured time of the same layers at several widths, in nanoseconds."""
+    """The board's staircase for one kind of group: measured time of the same layers at several widths."""
 
     groups: tuple[str, ...]
     """names of the groups this holds for (same layers, same sizes)"""

@@ -36,6 +36,7 @@ class Request(BaseModel):
     max_drop: float | None = None
 
     agent: str = "ppo"
+    prior: bool = True
     budget: int = 60
     device_seconds: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)
@@ -68,13 +69,13 @@ class Request(BaseModel):
             raise ValueError(f"--max-drop {self.max_drop:g} asks for a gain: give 0 or more points")
         if self.budget < 1:
             raise ValueError(f"--budget {self.budget} leaves nothing to try: give at least 1 candidate")
-        for name, value, known in (
+        for name, word, known in (
             ("--agent", self.agent, AGENTS),
             ("--importance", self.importance, ("taylor", "magnitude")),
             ("--final-mode", self.final_mode, ("reward", "verify", "report")),
         ):
-            if value not in known:
-                raise ValueError(f"{name} {value} is not known: choose {', '.join(known)}")
+            if word not in known:
+                raise ValueError(f"{name} {word} is not known: choose {', '.join(known)}")
         return self
 
     def save(self, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import reward
 from rlprune_edge.tasks.task import LoadedModel, Task
 
+BASELINE = "baseline.onnx"
+
 
 @dataclass
 class Run:
@@ -52,7 +55,11 @@ class Run:
     """inputs that BatchNorm statistics are taken from"""
     probe_input: torch.Tensor
     """a few real inputs on which every candidate is held against its masked twin, and its export against torch"""
+    compute: torch.device
+    """where torch scores and trains: a GPU if there is one"""
     notes: list[str] = field(default_factory=list)
+    probes: int = 0
+    """single cuts scored on the host, beside the candidates"""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -69,6 +76,7 @@ class Run:
 
     @property
     def device_seconds_spent(self) -> float:
+        """Of all candidates; cached ones count as when they were measured, so that a repeated run ends where it did."""
         return sum(t.measurement.device_seconds for t in self.journal.trials if t.measurement)
 
     @property
@@ -77,7 +85,7 @@ class Run:
         return max(met, key=lambda t: t.score.reward, default=None)
 
     def evaluate(self, plan: Plan) -> Trial:
-        """The trial of a plan: recorded if it is known, else cut, healed, scored, exported, measured, rewarded, recorded.
+        """The trial of a plan: the recorded one, else cut, healed, scored, exported, measured, rewarded, recorded.
 
         Raises BudgetSpent instead of starting a candidate beyond the budget; DeviceError passes through: it is nobody's
         reward.
@@ -93,7 +101,7 @@ class Run:
         measurement: Measurement | None = None
         artifact, failure, candidate, macs = None, None, None, None
         uncut = plan.key == self.space.uncut().key
-        path = self.folder.scratch("baseline.onnx" if uncut else f"{plan.key}.onnx")
+        path = self.folder.scratch(BASELINE if uncut else f"{plan.key}.onnx")
         try:
             candidate = self.make_candidate(plan, seconds)
             macs = space.count_macs(candidate.module, self.probe_input[:1])
@@ -101,7 +109,8 @@ class Run:
                 quality = self.task.score(candidate.module, "search", limit=self.request.search_images)
             artifact, outputs = self.export(candidate.module, path, seconds)
             with timed(seconds, "measure"):
-                measurement = self.measure(artifact, outputs, "verify" if uncut else "reward", alone=uncut)
+                mode = "verify" if uncut else "reward"
+                measurement = self.measure(artifact, outputs, mode, alone=uncut, use_cache=True)
         except CandidateError as error:
             failure = Failure(error.kind, str(error))
             if uncut:
@@ -141,6 +150,8 @@ class Run:
         self, module: torch.nn.Module, path: Path, seconds: dict[str, float]
     ) -> tuple[OnnxArtifact, dict[str, np.ndarray]]:
         """Write ONNX and hold it against torch; returns it with the outputs that the device has to reproduce."""
+        if self.compute.type != "cpu":
+            module = copy.deepcopy(module).cpu()  # torch and ONNX Runtime are compared on the same processor
         with timed(seconds, "export"):
             torch_export.export(module, self.probe_input[:1], path)
         with timed(seconds, "parity"):
@@ -154,20 +165,30 @@ class Run:
         mode: str,
         *,
         alone: bool = False,
-        afresh: bool = False,
+        use_cache: bool,
     ) -> Measurement:
-        """Time an exported candidate on the device, in turns with the uncut model; `afresh`: whatever the cache knows."""
-        first = None if alone else self.baseline_trial.artifact
+        """Time an exported candidate on the device, in turns with the uncut model (`alone`: without it).
+
+        `use_cache`: take the figure of an earlier run for the same graph. The search does, so that the same seed finds
+        the same plans again; what is claimed of finalists and the winner is measured now.
+        """
         return self.device.measure(
             Path(artifact.path),
             model_sha256=artifact.sha256,
             graph_sha256=artifact.graph_sha256,
-            reference=(Path(first.path), first.sha256) if first else None,
+            reference=None if alone else self._reference(),
             inputs={torch_export.INPUT: self.probe_input[:1].numpy()},
             expected=outputs,
             mode=mode,
-            use_cache=False if afresh else None,
+            use_cache=use_cache,
         )
+
+    def _reference(self) -> tuple[Path, str]:
+        """The uncut model's file in this folder, and its hash; written again if somebody tidied it away."""
+        path = self.folder.scratch(BASELINE)
+        if not path.exists():
+            self.export(self.loaded.module, path, {})
+        return path, onnx_graph.sha256_of(path)
 
     def _score(self, trial: Trial, baseline: Baseline) -> Score:
         measured = trial.measurement if trial.failure is None else None

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlprune_edge.records import Interval, Measurement, Op, Group, Block, Plan, Process, PruningSpace, Quality, Score, Trial
+from rlprune_edge.records import (
+    Block,
+    Group,
+    Interval,
+    Measurement,
+    Op,
+    Plan,
+    Process,
+    PruningSpace,
+    Quality,
+    Score,
+    Trial,
+)
 
 
 def a_space() -> PruningSpace:
     """Two groups and one block: `a -> block(b) -> head`."""
     sizes: dict[str, Any] = {
-        "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "conv_groups": 1,
-        "in_hw": (8, 8), "out_hw": (8, 8),
+        "kernel": (3, 3),
+        "stride": (1, 1),
+        "padding": (1, 1),
+        "dilation": (1, 1),
+        "conv_groups": 1,
+        "in_hw": (8, 8),
+        "out_hw": (8, 8),
     }
     ops = (
         Op("a", "conv", 3, 16, in_group=None, out_group="a", block=None, **sizes),
@@ -29,7 +46,8 @@ def a_measurement(milliseconds: float = 1.0, **changes: Any) -> Measurement:
     values: dict[str, Any] = {
         "source": "local", "device": "local", "mode": "reward", "threads": 1, "model_sha256": "m", "graph_sha256": "g",
         "reference_sha256": "r", "latency_ms": Interval(milliseconds, milliseconds * 0.99, milliseconds * 1.01),
-        "reference_ms": Interval(2.0, 1.98, 2.02), "speedup": Interval(2 / milliseconds, 1.9 / milliseconds, 2.1 / milliseconds),
+        "reference_ms": Interval(2.0, 1.98, 2.02),
+        "speedup": Interval(2 / milliseconds, 1.9 / milliseconds, 2.1 / milliseconds),
         "percentiles_ms": {"p50": milliseconds, "p99": None}, "memory_mb": 80.0, "memory_delta_mb": 10.0,
         "max_output_difference": 0.0, "flags": ("noisy",),
         "processes": (Process(((1, 2), (3, 4)), ((5, 6), (7, 8)), 1, 1, 5, True, 1, 2, 3, None, 80_000_000),),
@@ -46,4 +64,3 @@ def a_trial(number: int, plan: Plan, *, milliseconds: float = 1.0, reward: float
         "score": Score(reward, reward, True, {"quality": reward}), "seconds": {"cut": 0.1, "measure": 1.0},
     }  # fmt: skip
     return Trial(**{**values, **changes})
-

@@ -40,7 +40,11 @@ def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path, space: Pru
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [('{"format": 1, "trial": {}}', "line 2 is damaged"), ("nonsense", "line 2 is damaged"), ('{"format": 9}', "format 9")],
+    [
+        ('{"format": 1, "trial": {}}', "line 2 is damaged"),
+        ("nonsense", "line 2 is damaged"),
+        ('{"format": 9}', "format 9"),
+    ],
 )
 def test_damage_is_named(tmp_path: Path, space: PruningSpace, line: str, says: str) -> None:
     path = tmp_path / "trials.jsonl"

@@ -17,7 +17,7 @@ def test_a_removed_block_takes_its_groups_with_it(space: PruningSpace) -> None:
 
 @pytest.mark.parametrize("widths", [{"a": 0}, {"a": 17}, {"nobody": 3}])
 def test_impossible_plans_are_refused(space: PruningSpace, widths: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="a: width|nobody"):
+    with pytest.raises(ValueError, match=r"a: width|nobody"):
         space.plan(widths)
 
 

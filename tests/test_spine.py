@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,18 @@ from rlprune_edge.progress import Silent
 from rlprune_edge.run_folder import RunFolder
 
 EXAMPLES = Path(__file__).parent / "examples"
-BARS = ["--task", "own_task:Bars", "--target-speedup", "1.3", "--budget", "10", "--finalists", "1", "--final-mode", "reward"]
+BARS = [
+    "--task",
+    "own_task:Bars",
+    "--target-speedup",
+    "1.3",
+    "--budget",
+    "10",
+    "--finalists",
+    "1",
+    "--final-mode",
+    "reward",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +64,12 @@ def plans(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run that nothing disturbed: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     code, out, err = finish([*BARS, "--out", str(folder)], cache)
     assert code == 0, out + err
-    yield folder, out
+    return folder, out
 
 
 def test_a_run_leaves_a_report_and_a_bundle_that_verifies(whole: tuple[Path, str]) -> None:
@@ -152,10 +163,8 @@ def test_an_agent_that_keeps_dying_stops_the_run_with_3_and_costs_no_trial(cache
     while process.poll() is None and time.monotonic() < deadline:
         for child in children_of(process.pid):
             if any(b"agent-" in word for word in child.read_bytes().split(b"\0")):
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(int(child.parent.name), signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         time.sleep(0.02)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
@@ -176,7 +185,7 @@ def children_of(pid: int) -> list[Path]:
     return found
 
 
-def run_in_process(words: dict[str, Any], folder: Path, cache: Path) -> tuple[RunFolder, requests.Request]:
+def run_in_process(words: dict[str, Any], folder: Path) -> tuple[RunFolder, requests.Request]:
     request = requests.make(words)
     return RunFolder.create(folder, request), request
 
@@ -202,7 +211,7 @@ def test_the_test_split_is_read_once_for_each_network(
 
     own_task.Watched = Watched  # type: ignore[attr-defined]
     words = {"task": "own_task:Watched", "target_speedup": 1.3, "budget": 4, "finalists": 1, "final_mode": "reward"}
-    folder, request = run_in_process(words, tmp_path / "run", cache)
+    folder, request = run_in_process(words, tmp_path / "run")
     outcome = compress(request, folder, Watcher(), cache_dir=cache)
     folder.close()
     assert outcome.status == "met"
@@ -217,7 +226,7 @@ def test_a_known_plan_costs_nothing_and_the_budget_is_kept(
     from rlprune_edge.errors import BudgetSpent
 
     monkeypatch.syspath_prepend(EXAMPLES)
-    folder, request = run_in_process({"task": "own_task:Bars", "budget": 1}, tmp_path / "run", cache)
+    folder, request = run_in_process({"task": "own_task:Bars", "budget": 1}, tmp_path / "run")
     with prepared(request, folder, Silent(), cache_dir=cache) as (run, tables):
         assert tables
         assert tables[0].times_ns[run.space.groups[0].width] > 0

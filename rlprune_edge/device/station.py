@@ -46,8 +46,9 @@ _KEY_FACTS = (
 )
 _SWEEP = {"rounds": 5, "visit_ms": 2, "visit_runs": 3, "seed": 0}
 
-# A figure taken in such circumstances is used, with its flag, but not offered again for a week. A developer's machine is
-# never idle, though: there a busy figure is kept, or no run could be repeated plan by plan (finalists are timed afresh).
+# A figure taken in such circumstances is used, with its flag, but not offered again for a week. A developer's machine
+# is never idle, though: there a busy figure is kept, or no run could be repeated plan by plan (finalists are timed
+# afresh).
 _NOT_KEPT = {
     "board": frozenset({"busy", "swapping", "very_noisy", "config_changed", "capped"}),
     "local": frozenset({"swapping", "config_changed"}),

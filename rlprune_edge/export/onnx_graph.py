@@ -14,11 +14,11 @@ from rlprune_edge.errors import CandidateError
 from rlprune_edge.records import Group, OnnxArtifact, Op, PruningSpace, TensorSpec
 
 LARGE = 256
-"""float tensors with more elements than this are weights; smaller ones (shapes, scales) may decide how a graph is run"""
+"""float tensors with more elements are weights; smaller ones (shapes, scales) may decide how a graph is run"""
 
 
 def describe(path: Path, *, max_difference: float) -> OnnxArtifact:
-    """Identity, inputs and outputs of an exported file. Raises CandidateError (`export_failed`) if it is not valid ONNX."""
+    """Identity, inputs and outputs of an exported file. Raises CandidateError (`export_failed`): not valid ONNX."""
     data = path.read_bytes()
     try:
         model = onnx.load_model_from_string(data)
@@ -36,6 +36,11 @@ def describe(path: Path, *, max_difference: float) -> OnnxArtifact:
         outputs=tuple(_spec(v) for v in model.graph.output),
         max_difference=max_difference,
     )
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file as it lies."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def graph_sha256(model: onnx.ModelProto) -> str:
@@ -113,7 +118,9 @@ REPEATS = 3
 def _probe(first: Op, second: Op, *, width: int) -> bytes:
     """`first` to `width` channels, ReLU, `second` from them, ReLU; repeated where the output fits the input again."""
     rng = np.random.default_rng(width)
-    nodes, weights, name = [], [], "input"
+    nodes: list[onnx.NodeProto] = []
+    weights: list[TensorProto] = []
+    name = "input"
     loops = REPEATS if (second.out_channels, second.out_hw) == (first.in_channels, first.in_hw) else 1
     for r in range(loops):
         for op, (channels_in, channels_out) in (

@@ -1,7 +1,8 @@
 """Write a torch module as one ONNX file (home of torch.onnx)."""
 
 # torch 2.13 has two exporters. The one used here (dynamo=False) is 2-3x faster per candidate, folds BatchNorm into the
-# convolution before it, and gives the same latency; upstream calls it superseded, so the choice is made in this one place.
+# convolution before it, and gives the same latency; upstream calls it superseded, so the choice is made in this one
+# place.
 
 from __future__ import annotations
 

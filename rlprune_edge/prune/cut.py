@@ -15,7 +15,7 @@ from rlprune_edge.errors import CandidateError
 from rlprune_edge.prune import graph
 from rlprune_edge.prune.graph import PRODUCERS, CoupledGroup
 from rlprune_edge.prune.importance import Ranking
-from rlprune_edge.prune.space import count_parameters, replacement
+from rlprune_edge.prune.space import count_parameters, device_of, replacement
 from rlprune_edge.records import Plan
 
 
@@ -31,8 +31,8 @@ class Candidate:
 def apply(model: nn.Module, groups: Sequence[CoupledGroup], ranking: Ranking, plan: Plan) -> Candidate:
     """A copy of `model` with the least important channels and the dropped blocks of `plan` removed.
 
-    Every group keeps the first `plan.widths[group]` channels of its ranking, in the model's own order. `model` itself is
-    not touched. The copy is in inference mode; its BatchNorm statistics are still the uncut model's.
+    Every group keeps the first `plan.widths[group]` channels of its ranking, in the model's own order. `model` itself
+    is not touched. The copy is in inference mode; its BatchNorm statistics are still the uncut model's.
     """
     small = copy.deepcopy(model).eval()
     modules = dict(small.named_modules())
@@ -54,8 +54,8 @@ def masked_twin(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The uncut model with the plan's channels silenced where they are used, without any surgery.
 
-    Every layer that reads a lost channel reads zero instead; dropped blocks are bypassed by hooks. It shares the weights
-    of `model` and no code with the cutting, so it can testify against it.
+    Every layer that reads a lost channel reads zero instead; dropped blocks are bypassed by hooks. It shares the
+    weights of `model` and no code with the cutting, so it can testify against it.
     """
     modules = dict(model.named_modules())
     silent: dict[str, np.ndarray] = {}
@@ -65,7 +65,7 @@ def masked_twin(
             if s.side == "in" and isinstance(modules[s.layer], PRODUCERS) and lost.any():
                 layer = modules[s.layer]
                 size = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-                mask = silent.setdefault(s.layer, np.ones(int(size), dtype=np.float32))  # type: ignore[arg-type]
+                mask = silent.setdefault(s.layer, np.ones(int(size), dtype=np.float32))
                 mask[s.positions[lost[s.channels]]] = 0.0
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -103,6 +103,7 @@ def check_against_masked(
     Must be called before the candidate's BatchNorm statistics or weights change. Raises CandidateError
     (`masked_mismatch`) above `tolerance`: float32 sums in another order differ by about 1e-6.
     """
+    x = x.to(device_of(model))
     expected = masked_twin(model, groups, ranking, candidate.plan)(x)
     with torch.no_grad():
         got = candidate.module(x)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rlprune_edge.prune.graph import CoupledGroup, is_trained
+from rlprune_edge.prune.space import device_of
 
 CRITERIA = ("taylor", "magnitude")
 
@@ -51,9 +52,10 @@ def _taylor(
     modules = dict(model.named_modules())
     training = model.training
     model.eval()  # BatchNorm in inference mode: the gradient is of the network that will be cut
+    device = device_of(model)
     for x, y in batches:
         model.zero_grad(set_to_none=True)
-        loss(model(x), y).backward()
+        loss(model(x.to(device)), y.to(device)).backward()
         for group in groups:
             for s in group.slices:
                 for tensor, dim in _trained(modules[s.layer], s.side):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rlprune_edge.errors import UserError
+from rlprune_edge.prune.space import device_of
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -22,7 +23,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> bool:
-    """Replace the BatchNorm statistics by those of the cut network on `inputs` (batches [N, ...]); False if it has none.
+    """Replace BatchNorm statistics by those of the cut network on `inputs` (batches [N, ...]); False if it has none.
 
     Cutting shifts the statistics of what is left; without this the accuracy of a cut network says little about what
     fine-tuning makes of it (rank correlation 0.40 against 0.79; EagleEye, ECCV 2020).
@@ -35,9 +36,10 @@ def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> b
         m.reset_running_stats()
         m.momentum = None  # plain average over the batches
         m.train()
+    device = device_of(model)
     with torch.no_grad():
         for x in inputs:
-            model(x)
+            model(x.to(device))
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
         m.eval()
@@ -100,11 +102,12 @@ def fine_tune(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, warmup, settings.schedule))
     if teacher is not None:
         teacher.eval()
+    device = device_of(student)
     done = _restore(checkpoint, student, optimizer, scheduler)
     for number in range(len(done), settings.epochs):
         started, sum_loss, count = time.perf_counter(), 0.0, 0
         student.train()
-        for x, y in epoch_batches(number):
+        for x, y in ((x.to(device), y.to(device)) for x, y in epoch_batches(number)):
             out = student(x)
             value = loss(out, y)
             if teacher is not None:
@@ -113,14 +116,14 @@ def fine_tune(
                 share = settings.distillation_weight
                 value = (1 - share) * value + share * distillation_loss(out, guide, settings.temperature)
             optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             optimizer.step()
             scheduler.step()
             sum_loss += float(value.detach()) * len(x)
             count += len(x)
         seconds = time.perf_counter() - started
         metric = judge(student) if judge is not None else None
-        epoch = Epoch(number + 1, sum_loss / max(1, count), seconds, scheduler.get_last_lr()[0], metric)
+        epoch = Epoch(number + 1, sum_loss / max(1, count), seconds, float(scheduler.get_last_lr()[0]), metric)
         done.append(epoch)
         if checkpoint is not None:
             _save(checkpoint, student, optimizer, scheduler, done)
@@ -159,7 +162,7 @@ def _restore(
 ) -> list[Epoch]:
     if path is None or not path.exists():
         return []
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location=device_of(student))
     student.load_state_dict(state["student"])
     optimizer.load_state_dict(state["optimizer"])
     scheduler.last_epoch = state["step"]

@@ -12,6 +12,7 @@ from torch import nn
 from rlprune_edge.prune.graph import PRODUCERS, CoupledGroup, is_trained, layers_in_order
 from rlprune_edge.records import Block, Group, Op, PruningSpace
 
+
 def build(model: nn.Module, example: torch.Tensor, groups: Sequence[CoupledGroup]) -> PruningSpace:
     """Describe all that can be cut from `model`; `example` is one real input, [1, ...].
 
@@ -51,6 +52,11 @@ def build(model: nn.Module, example: torch.Tensor, groups: Sequence[CoupledGroup
     return PruningSpace(groups=described, blocks=blocks, ops=ops, parameters=count_parameters(model))
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes; batches come from the CPU and are sent there."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def count_parameters(module: nn.Module) -> int:
     """Trained parameters; tensors fixed by construction (0/1 shortcuts) are not parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -58,7 +64,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def count_macs(model: nn.Module, example: torch.Tensor) -> int:
     """Multiply-accumulates of one inference in convolutions and linear layers, counted while it runs."""
-    return sum(op.macs for op in _ops(model, example, (), ()))
+    return sum(op.macs for op in _ops(model, example.to(device_of(model)), (), ()))
 
 
 def find_blocks(model: nn.Module, example: torch.Tensor) -> list[str]:

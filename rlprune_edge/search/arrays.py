@@ -33,6 +33,7 @@ class SpaceArrays:
         self._in: Ints = np.array([op.in_channels for op in ops], dtype=np.int64)
         self._out: Ints = np.array([op.out_channels for op in ops], dtype=np.int64)
         self._kernel: Ints = np.array([op.kernel[0] * op.kernel[1] for op in ops], dtype=np.int64)
+        self._in_repeat: Ints = np.array([op.in_repeat for op in ops], dtype=np.int64)
         self._pixels: Ints = np.array([op.out_hw[0] * op.out_hw[1] for op in ops], dtype=np.int64)
         widths, dropped = self.encode(space.uncut())
         self.full_macs = float(self.op_macs(widths, dropped).sum())
@@ -62,7 +63,7 @@ class SpaceArrays:
 
     def op_weights(self, widths: Ints, dropped: Bools) -> Floats:
         """Weights of every op (biases and normalisation left out): [plans, ops]."""
-        n_in = self._channels(widths, self.op_in, self._in)
+        n_in = self._channels(widths, self.op_in, self._in // self._in_repeat) * self._in_repeat
         n_out = self._channels(widths, self.op_out, self._out)
         per_output = np.where(self.op_grouped, np.maximum(1, n_in // self._conv_groups), n_in)
         counts = (n_out * per_output * self._kernel).astype(np.float64)

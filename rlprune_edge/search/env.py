@@ -17,6 +17,7 @@ from rlprune_edge.search.latency import LatencyModel
 from rlprune_edge.search.limits import Limits, filled
 from rlprune_edge.search.observation import Observer
 from rlprune_edge.search.reward import judged_latency_ms, latency_target_ms
+from rlprune_edge.search.sensitivity import FLOOR, Prior, Sensitivity
 
 _ROLLOUTS = 32  # imagined random episodes that tell how long an episode is
 _HORIZON_FACTOR = 3
@@ -34,7 +35,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
     `action_masks()` says which are possible: not a group at its last width or in a removed block, not a block already
     removed; doing nothing always is. An impossible action changes nothing and costs a step.
 
-    Observation: `Box(0, 1, float32)`, see `observation.py`.
+    Observation: `Box(0, 1, float32)`, see `observation.py`; with a prior followed by `1 + logit / FLOOR` per action.
 
     An episode ends when the predicted latency and memory meet the hard budget (less a margin that follows the model's
     running error), at the horizon (three times the mean length of a random episode) or when nothing is left to cut.
@@ -58,8 +59,13 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         tables: tuple[WidthTimes, ...] = (),
         horizon: int | None = None,
         fill: bool = True,
+        sensitivity: Sensitivity | None = None,
     ) -> None:
-        """`space` offers the levels to use (see `staircase.paying_levels`); `evaluate` is called once per episode."""
+        """`space` offers the levels to use (see `staircase.paying_levels`); `evaluate` is called once per episode.
+
+        With `sensitivity` the observation ends with the prior of every action, see `sensitivity.Prior`, and slack is
+        given back where the most quality was lost.
+        """
         if not space.groups and not space.blocks:
             raise UserError("Nothing in this model can be cut: no group of channels and no removable block was found.")
         if target.memory_mb is not None and baseline.memory_mb is None:
@@ -71,6 +77,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.limits = Limits(latency_target_ms(target, baseline), target.memory_mb)
         self.model = LatencyModel(space, tables, baseline_ms=baseline.latency_ms, baseline_memory_mb=baseline.memory_mb)
         self.fill = fill
+        self.prior = Prior(space, sensitivity) if sensitivity is not None else None
         self.trials: dict[str, Trial] = {}
         """every distinct trial so far, in order, by plan key"""
         self.episodes = 0
@@ -80,9 +87,8 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         self._last_level = np.array([len(g.levels) - 1 for g in space.groups], dtype=np.int64)
         self._observer = Observer(self.model.arrays)
         self.action_space = gym.spaces.Discrete(self._groups + self._blocks + 1)
-        self.observation_space = gym.spaces.Box(
-            0.0, 1.0, (observation.size(self._groups, self._blocks),), dtype=np.float32
-        )
+        length = observation.size(self._groups, self._blocks) + (int(self.action_space.n) if self.prior else 0)
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (length,), dtype=np.float32)
         self._start()
         self.mean_episode = _mean_random_episode(self)
         """steps of an episode of the random policy, predicted"""
@@ -107,6 +113,8 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
             return self._observe(), 0.0, False, False, {}
         trial, new = self.try_plan(self.proposal())
         self.episodes += 1
+        if self.prior is not None:
+            self.prior.cool() if new else self.prior.heat()
         # At the horizon, too, the network has been built and paid for: the end is real, nothing is cut off to estimate.
         return self._observe(), trial.score.reward, True, False, {"trial": trial, "new": new}
 
@@ -138,7 +146,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
     def proposal(self) -> Plan:
         """The plan the episode has come to, with slack given back."""
         plan = self.model.arrays.decode(*self._state())
-        return filled(plan, self.model, self.limits) if self.fill else plan
+        return filled(plan, self.model, self.limits, prior=self.prior) if self.fill else plan
 
     def try_plan(self, plan: Plan) -> tuple[Trial, bool]:
         """Evaluate a plan, let the latency model learn from it; the trial, and whether the plan is new here."""
@@ -171,7 +179,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         d[1 + self._groups + np.arange(self._blocks), np.arange(self._blocks)] = True
         ms = self.model.predict_many(w, d)
         weights = self.model.arrays.op_weights(w, d).sum(axis=1)
-        return self._observer.vector(
+        seen = self._observer.vector(
             widths=widths,
             next_widths=np.where(self._level < self._last_level, next_widths, 0),
             dropped=dropped,
@@ -180,6 +188,10 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
             freed_weights=weights[0] - weights[1:],
             globals_=self._globals(float(ms[0]), float(weights[0])),
         )
+        if self.prior is None:
+            return seen
+        logits = self.prior.logits(widths, next_widths, freed=ms[0] - ms[1:], can=can)
+        return np.concatenate([seen, (1.0 + logits / FLOOR).astype(np.float32)])
 
     def _globals(self, ms: float, weights: float) -> NDArray[np.float64]:
         arrays = self.model.arrays

@@ -9,6 +9,7 @@ import numpy as np
 from rlprune_edge.records import Plan
 from rlprune_edge.search.arrays import Bools, Ints
 from rlprune_edge.search.latency import LatencyModel
+from rlprune_edge.search.sensitivity import Prior
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,13 @@ class Limits:
         return fits
 
 
-def filled(plan: Plan, model: LatencyModel, limits: Limits) -> Plan:
+def filled(plan: Plan, model: LatencyModel, limits: Limits, *, prior: Prior | None = None) -> Plan:
     """The plan with every level and block given back that still fits the predicted budget.
 
     The last cut of an episode overshoots the budget, by up to a whole block; accuracy was paid for that and nothing
-    needs it. Greedy: each time the one that restores most of the network (share of MACs plus share of weights) per
-    millisecond. Deterministic. A plan that does not meet the budget, and any plan without one, comes back as it is.
+    needs it. Greedy: each time the one that restores most quality per millisecond by the prior, or without one most of
+    the network (share of MACs plus share of weights). Deterministic. A plan that does not meet the budget, and any plan
+    without one, comes back as it is.
     """
     arrays, space = model.arrays, model.arrays.space
     widths, dropped = (rows[0].copy() for rows in arrays.encode(plan))
@@ -70,6 +72,9 @@ def filled(plan: Plan, model: LatencyModel, limits: Limits) -> Plan:
             arrays.op_macs(w_all, d_all).sum(axis=1) / arrays.full_macs
             + arrays.op_weights(w_all, d_all).sum(axis=1) / arrays.full_weights
         )
+        if prior is not None:
+            # a little of the size stays in it: where the prior sees no difference the larger part comes back
+            restored = 0.001 * restored - prior.total(w_all, d_all, arrays.block_of_group)
         ms = model.predict_many(w_all, d_all)
         cost = np.maximum(1e-9 * model.baseline_ms, ms[1:] - ms[0])
         worth = np.where(fits, (restored[1:] - restored[0]) / cost, -np.inf)

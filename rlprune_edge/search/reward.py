@@ -30,8 +30,9 @@ class RewardWeights:
     """hard budget: cost of exceeding the memory target, per 100 %"""
     over_drop: float = 1.0
     """cost of losing more points than allowed, per 100 points"""
-    drop_allowance: float = 1.0
-    """the search judges before fine-tuning and allows this many times `max_drop`; 1 is safe: fine-tuning wins back"""
+    drop_allowance: float = 5.0
+    """the search judges before fine-tuning and allows this many times `max_drop`: a naive cut of ResNet-56 had lost 33
+    points after BatchNorm recalibration and 4.5 after fine-tuning, seven times fewer"""
 
 
 def loss_quality(loss: float, *, uncut_loss: float, chance_loss: float) -> float:

@@ -145,15 +145,17 @@ class Task(ABC):
     def score(self, model: nn.Module, split: str, *, limit: int | None = None) -> Quality:
         """Metric and mean loss of `model` on a split, in evaluation mode; the model's modes are put back afterwards.
 
+        Runs where the model is (a GPU, say); the batches come from the CPU.
         Keeps all outputs of the split in memory, so that metrics which are no means (F1) can be computed.
         """
         modes = [(module, module.training) for module in model.modules()]
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         model.eval()
         outputs, targets, losses = [], [], 0.0
         try:
             with torch.no_grad():
                 for x, y in self.batches(split, 250, limit=limit):
-                    out = model(x)
+                    out = model(x.to(device)).cpu()
                     losses += float(self.loss(out, y)) * len(y)
                     outputs.append(out)
                     targets.append(y)

@@ -112,8 +112,7 @@ def test_option_a_padding_is_reindexed() -> None:
     stage1 = next(g for g in groups if g.name == "conv1")
     lost1, lost2 = [0, 3, 7, 8, 15], [0, 8, 11, 15, 23, 24, 31]
     order = {
-        g.name: [c for c in range(g.width) if c not in lost] + lost
-        for g, lost in ((stage1, lost1), (stage2, lost2))
+        g.name: [c for c in range(g.width) if c not in lost] + lost for g, lost in ((stage1, lost1), (stage2, lost2))
     }
     ranking = {g.name: torch.tensor(order.get(g.name, list(range(g.width)))).numpy() for g in groups}
     described = space.build(model, x[:1], groups)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from rlprune_edge.prune import graph, importance, recover
 
-BATCHES = [(torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.arange(32) % 4) for i in range(4)]
+BATCHES = [
+    (torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.arange(32) % 4) for i in range(4)
+]
 
 
 def small_net() -> nn.Module:
@@ -66,7 +68,9 @@ def batches(_epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     yield from BATCHES
 
 
-def tuned(epochs: int, checkpoint: Path | None = None, *, stop_after: int | None = None) -> tuple[nn.Module, list[recover.Epoch]]:
+def tuned(
+    epochs: int, checkpoint: Path | None = None, *, stop_after: int | None = None
+) -> tuple[nn.Module, list[recover.Epoch]]:
     student = small_net()
 
     def broken_off(epoch: recover.Epoch) -> None:
@@ -93,7 +97,9 @@ def test_fine_tuning_learns_and_is_the_same_after_being_broken_off(tmp_path: Pat
         tuned(4, tmp_path / "s.pt", stop_after=2)
     resumed, again = tuned(4, tmp_path / "s.pt")
     assert [e.train_loss for e in again] == [e.train_loss for e in history]
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
     assert not resumed.training
 
 

@@ -29,7 +29,8 @@ from rlprune_edge.records import (
     WidthTimes,
 )
 from rlprune_edge.search.env import PruningEnv
-from rlprune_edge.search.reward import RewardWeights, score
+from rlprune_edge.search.reward import RewardWeights, loss_quality, score
+from rlprune_edge.search.sensitivity import Sensitivity, probes
 from rlprune_edge.search.staircase import candidate_widths, grid, paying_levels
 
 ACCURACY = MetricSpec("accuracy", higher_is_better=True)
@@ -188,6 +189,18 @@ class Planted:
         loss = self.loss(plan)
         return Quality(metric=10.0 + 82.0 * math.exp(-0.6 * (loss - 0.2)), loss=loss, examples=1000)
 
+    def sensitivity(self) -> Sensitivity:
+        """What the single cuts truly cost, scored as the spine scores them."""
+        groups: dict[str, dict[int, float]] = {}
+        blocks: dict[str, float] = {}
+        for name, width, plan in probes(self.space):
+            left = loss_quality(self.loss(plan), uncut_loss=self.baseline.quality.loss, chance_loss=CHANCE)
+            if width is None:
+                blocks[name] = 1.0 - left
+            else:
+                groups.setdefault(name, {})[width] = 1.0 - left
+        return Sensitivity(groups, blocks)
+
     def _tables(self) -> tuple[WidthTimes, ...]:
         tables = []
         for group in self.space.groups:
@@ -275,6 +288,7 @@ class Planted:
         weights: RewardWeights | None = None,
         fill: bool = True,
         horizon: int | None = None,
+        sensitivity: Sensitivity | None = None,
     ) -> PruningEnv:
         return PruningEnv(
             self.space,
@@ -284,4 +298,5 @@ class Planted:
             tables=self.tables,
             fill=fill,
             horizon=horizon,
+            sensitivity=sensitivity,
         )

@@ -99,7 +99,7 @@ def test_max_drop_beside_a_budget_costs_the_excess_but_does_not_make_it_infeasib
     lost = reward(Quality(82.0, 0.6, 1), 5.0, target=target)
     kept = reward(Quality(91.5, 0.6, 1), 5.0, target=target)
     assert lost.feasible, "the drop is judged after fine-tuning"
-    assert kept.reward - lost.reward == pytest.approx(0.09, abs=0.004)
+    assert kept.reward - lost.reward == pytest.approx(0.05, abs=0.001)  # 10 points lost, 5 forgiven
 
 
 def test_weighted_mode_weighs_metric_latency_and_memory() -> None:

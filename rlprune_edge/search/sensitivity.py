@@ -1,0 +1,108 @@
+"""How much quality each single cut costs, and what that says about where to cut first.
+
+Each group at a few widths, and each block, is cut alone from the uncut model and scored on the host, without the
+device. A step's cost per millisecond it frees, relative to the best step on offer, becomes a prior on the policy's
+choices: what HALP (NeurIPS 2022) and SPDY (ICML 2022) do with saliency and a latency table, as a starting point that
+PPO is free to leave. In a prototype 75 evaluations with such a prior were worth more than 300 without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlprune_edge.records import Plan, PruningSpace
+from rlprune_edge.search.arrays import Bools, Floats, Ints
+
+STRENGTH = 4.0
+"""how sharply the prior prefers the better step at first: probabilities go with (cost per millisecond) ** -STRENGTH"""
+HEATING, COOLING, HOTTEST = 1.2, 0.9, 8.0
+"""what the prior's temperature is multiplied by after an episode that proposed a known plan, or a new one"""
+FLOOR = 8.0
+"""the prior of a step is never less than exp(-FLOOR) of the best one's: nothing is ruled out"""
+SHARES = (0.5, 0.25)
+"""of a group's width, at which it is probed (at the nearest width on offer)"""
+_EPSILON = 0.002  # quality that a probe cannot tell from nothing
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Quality lost by single cuts, of the uncut model's 1.0 (see `reward.loss_quality`)."""
+
+    groups: Mapping[str, Mapping[int, float]]
+    """group -> width -> loss of quality"""
+    blocks: Mapping[str, float]
+
+
+def probes(space: PruningSpace) -> list[tuple[str, int | None, Plan]]:
+    """The single cuts to score: (group, width, plan) and (block, None, plan)."""
+    cuts: list[tuple[str, int | None, Plan]] = []
+    for group in space.groups:
+        narrower = group.levels[1:]
+        chosen = {min(narrower, key=lambda n: abs(n - share * group.width)) for share in SHARES if narrower}
+        cuts += [(group.name, n, space.plan({group.name: n})) for n in sorted(chosen, reverse=True)]
+    return cuts + [(block.name, None, space.plan({}, (block.name,))) for block in space.blocks]
+
+
+class Prior:
+    """Log-probabilities, up to a constant, of the steps in a state: 0 for the best, never below -FLOOR.
+
+    A sharp prior proposes the same few plans again and again (5 distinct ones in 200 episodes on ResNet-20), a blunt
+    one is hardly better than chance. So it starts sharp, and its temperature rises while nothing new comes; the policy
+    sees the tempered values, which keeps PPO's probabilities true.
+    """
+
+    def __init__(self, space: PruningSpace, sensitivity: Sensitivity) -> None:
+        widest = max((g.width for g in space.groups), default=0)
+        self._group_cost = np.zeros((len(space.groups), widest + 1))
+        for i, group in enumerate(space.groups):
+            self._group_cost[i, : group.width + 1] = _curve(group.width, sensitivity.groups.get(group.name, {}))
+        self.temperature = 1.0
+        self._block_cost = np.array([max(0.0, sensitivity.blocks.get(b.name, 0.0)) for b in space.blocks])
+
+    def heat(self) -> None:
+        """A known plan was proposed: look further away."""
+        self.temperature = min(HOTTEST, self.temperature * HEATING)
+
+    def cool(self) -> None:
+        """A new plan was proposed: trust the single cuts a little more again."""
+        self.temperature = max(1.0, self.temperature * COOLING)
+
+    def costs(self, widths: Ints, next_widths: Ints) -> Floats:
+        """Quality that each step costs: [groups + blocks]; from `widths` to `next_widths` [groups], and removals."""
+        rows = np.arange(len(widths))
+        steps = self._group_cost[rows, next_widths] - self._group_cost[rows, widths]
+        return np.concatenate([steps, self._block_cost])
+
+    def logits(self, widths: Ints, next_widths: Ints, *, freed: Floats, can: Bools) -> Floats:
+        """Prior of every step and of doing nothing (the last): [groups + blocks + 1]; `freed` in milliseconds."""
+        useful = can & (freed > 0)
+        price = (self.costs(widths, next_widths) + _EPSILON) / np.where(useful, freed, 1.0)
+        best = price[useful].min(initial=np.inf)
+        logits = np.full(len(freed) + 1, -FLOOR)
+        if useful.any():
+            strength = STRENGTH / self.temperature
+            logits[:-1][useful] = np.maximum(-FLOOR, -strength * np.log(price[useful] / best))
+        else:
+            logits[-1] = 0.0
+        return logits
+
+    def total(self, widths: Ints, dropped: Bools, block_of_group: Ints) -> Floats:
+        """Quality that plans are expected to cost, as the sum of their single cuts: [plans]."""
+        rows = np.arange(widths.shape[1])
+        gone = (block_of_group >= 0) & np.append(dropped, np.zeros((len(dropped), 1), bool), axis=1)[:, block_of_group]
+        by_group = np.where(gone, 0.0, self._group_cost[rows, widths]).sum(axis=1)
+        return np.asarray(by_group + dropped @ self._block_cost, dtype=np.float64)
+
+
+def _curve(width: int, probed: Mapping[int, float]) -> Floats:
+    """Cost at every width 0..`width`: through the probes, rising as channels go, steeper beyond the last one."""
+    points = sorted([(width, 0.0), *((n, max(0.0, cost)) for n, cost in probed.items())], reverse=True)
+    if len(points) == 1:
+        return np.zeros(width + 1)
+    n, cost = np.array([p[0] for p in points], float), np.maximum.accumulate([p[1] for p in points])
+    slope = (cost[-1] - cost[-2]) / (n[-2] - n[-1])
+    n, cost = np.append(n, 0.0), np.append(cost, cost[-1] + 2 * slope * n[-1])
+    return np.asarray(np.interp(np.arange(width + 1), n[::-1], cost[::-1]), dtype=np.float64)

@@ -1,0 +1,150 @@
+"""The documentation does what it says: every command in it runs, every flag it names exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from rlprune_edge.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+OWN_TASK = (ROOT / "docs" / "own-task.md").read_text()
+DATA = ROOT.parent / "shared"
+
+# The last of two equal options wins: the commands are tried as written, but with less of everything.
+CHEAPER = shlex.split("--budget 3 --epochs 1 --finalists 1 --final-mode reward --target-speedup 1.2")
+# An epoch over 45,000 images takes half an hour on one core, and probing every single cut minutes.
+SMALLER = {"cifar10": shlex.split("--calibration-images 64 --search-images 100 --epochs 0 --no-prior")}
+# A candidate that was trained for one epoch loses more than a finished one; what it may lose is not on trial here.
+LENIENT = ["--max-drop", "50"]
+
+
+def blocks(page: str) -> list[list[str]]:
+    """The `$ command` lines of every console block, in order."""
+    found = re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL)
+    return [[line[2:] for line in block.splitlines() if line.startswith("$ ")] for block in found]
+
+
+def scripts(page: str) -> list[str]:
+    return [command for block in blocks(page) for command in block if command.startswith("./")]
+
+
+JOBS = [[c for c in block if not c.startswith("./")] for block in blocks(README)]
+JOBS = [job for job in JOBS if job]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all commands: what is trained or timed once is not trained or timed again."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(command: str, cwd: Path, cache: Path) -> str:
+    """What a command of the documentation prints; it must exit with 0."""
+    words = shlex.split(command)
+    if words[0] == "rlprune-edge":
+        words[:1] = [sys.executable, "-m", "rlprune_edge"]
+        if words[3] == "compress":
+            task = words[words.index("--task") + 1] if "--task" in words else "digits"
+            words += [*CHEAPER, *SMALLER.get(task, []), *(LENIENT if "--max-drop" in words else [])]
+    else:
+        assert words[0] == "python", f"no test knows how to run: {command}"
+        words[0] = sys.executable
+    done = subprocess.run(
+        words,
+        cwd=cwd,
+        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_the_readme_shows_the_commands_that_matter() -> None:
+    shown = " ".join(c for block in blocks(README) for c in block)
+    for words in ("./tools/demo", "./tools/check", "compress --target-speedup", "bundle verify", "--task cifar10"):
+        assert words in shown
+
+
+@pytest.mark.parametrize("job", JOBS, ids=[re.sub(r"\W+", "-", " ".join(job[0].split()[:4])) for job in JOBS])
+def test_the_readmes_commands_run_in_their_order(job: list[str], cache: Path, tmp_path: Path) -> None:
+    if any("../shared/data" in command for command in job):
+        if not (DATA / "data").is_dir():
+            pytest.skip("the data folder beside the checkout is not there")
+        (tmp_path / "shared").symlink_to(DATA)
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    said = [run(command, checkout, cache) for command in job]
+    assert all(said)
+    assert "faster on local" in said[0]
+    (folder,) = (checkout / "runs").iterdir()
+    assert (folder / "bundle" / "model.onnx").is_file()
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("script", sorted(set(scripts(README))))
+def test_the_scripts_are_there_and_can_be_parsed(script: str) -> None:
+    # They set up an environment and run the gate itself, so a test inside the gate cannot run them.
+    path = ROOT / script
+    assert os.access(path, os.X_OK)
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pip_is_told_of_constraints_that_exist() -> None:
+    named = re.findall(r"pip install [^`\n]*-c (\S+)", README)
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_commands_of_the_page_on_own_tasks_run_in_their_order(cache: Path, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "tests" / "examples" / "own_task.py", tmp_path)
+    commands = [line for line in OWN_TASK.splitlines() if line.startswith("rlprune-edge ")]
+    assert len(commands) >= 2
+    for command in commands:
+        if "--weights bars.safetensors" in command:
+            # the reader's own file: here the network that the first command has trained
+            (trained,) = (cache / "models").glob("bars-small-*.safetensors")
+            shutil.copy(trained, tmp_path / "bars.safetensors")
+        assert "faster on local" in run(command, tmp_path, cache)
+
+
+# ---------------------------------------------------------------- flags
+
+
+def flags_of(command: str) -> set[str]:
+    """All spellings of a command's options, as typer knows them."""
+    group = typer.main.get_command(app)
+    found = group.commands[command]  # type: ignore[attr-defined]  # the app has several commands, so it is a group
+    return {name for parameter in found.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def test_every_flag_the_readme_names_exists() -> None:
+    table = README.split("| flag | meaning |")[1].split("\n\n")[0]
+    in_table = set(re.findall(r"(--[a-z-]+)", table))
+    assert len(in_table) >= 8
+    in_text = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help", "--golden"}
+    assert sorted((in_table | in_text) - flags_of("compress")) == []
+
+
+def test_every_agent_the_readme_names_exists() -> None:
+    from rlprune_edge.request import AGENTS
+
+    named = re.search(r"`--agent ([^`]+)`", README)
+    assert named is not None
+    assert named[1].replace("\\|", "|").split("|") == list(AGENTS)
