@@ -44,6 +44,8 @@ def run() -> int:
         return _fail(str(error), errors.EXIT_USER)
     except DeviceError as error:
         return _fail(str(error), errors.EXIT_DEVICE)
+    except errors.RlpruneError as error:
+        return _fail(str(error), errors.EXIT_USER)
     return errors.EXIT_OK
 
 
@@ -160,6 +162,10 @@ def compress(
             from rlprune_edge.compress import compress as run_compress
 
             outcome = run_compress(request, folder, watcher, cache_dir=cache_dir())
+    except UserError:
+        if resume is None:
+            folder.discard()  # nothing was found yet: the corrected command may use the same folder
+        raise
     except KeyboardInterrupt:
         console.print(f"\ninterrupted. Go on with: rlprune-edge compress --resume {folder.path}", soft_wrap=True)
         raise typer.Exit(errors.EXIT_INTERRUPTED) from None

@@ -13,6 +13,7 @@ import torch
 from rlprune_edge import deliver
 from rlprune_edge.device.local import LocalDevice
 from rlprune_edge.device.profiles import load_profile
+from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import onnx_graph
 from rlprune_edge.journal import Journal
 from rlprune_edge.progress import Watcher
@@ -32,7 +33,7 @@ SPACE = "space.json"
 SENSITIVITY = "sensitivity.json"
 PROBE_MACS = 50_000_000_000
 """of one sensitivity probe: as many images as that makes, so that large models are probed in minutes, too"""
-PROBE_IMAGES_LEAST, PROBE_IMAGES_MOST = 32, 500
+PROBE_IMAGES_LEAST, PROBE_IMAGES_MOST = 64, 500
 ENDS = {
     "budget": "the budget is used up",
     "repeats": "the agent hardly proposes anything new",
@@ -142,7 +143,11 @@ def _probe_widths(run: Run) -> tuple[WidthTimes, ...]:
         run.watcher.stage("probing the device for the widths that pay")
         widths = {g.name: staircase.candidate_widths(g.width, run.request.step) for g in run.space.groups}
         probes = onnx_graph.probes(run.space, widths)
-        times = iter(run.device.sweep([model for _, by_width in probes for model in by_width.values()]))
+        try:
+            times = iter(run.device.sweep([model for _, by_width in probes for model in by_width.values()]))
+        except CandidateError as error:
+            run.watcher.note(f"the device cannot run the probes ({error}); every 10 % step is offered instead")
+            probes = []
         known = [
             {"groups": list(groups), "times_ns": {str(w): next(times) for w in by_width}} for groups, by_width in probes
         ]
@@ -158,10 +163,14 @@ def _probe_sensitivity(run: Run) -> sensitivities.Sensitivity:
     if known is None:
         cuts = sensitivities.probes(run.space)
         run.watcher.stage(f"sensitivity: {len(cuts)} single cuts, scored without the device")
-        images = max(2 * PROBE_IMAGES_LEAST, min(PROBE_IMAGES_MOST, PROBE_MACS // run.baseline.macs))
+        most = min(PROBE_IMAGES_MOST, run.request.search_images or PROBE_IMAGES_MOST)
+        images = min(most, max(PROBE_IMAGES_LEAST, PROBE_MACS // run.baseline.macs))
         calibration = list(_first(run.calibration, images // 3))
         known = {"groups": {}, "blocks": {}, "images": images}
-        uncut = run.task.score(run.loaded.module, "search", limit=images).loss
+        # the uncut model with its statistics taken from the same inputs: what is compared is the cut alone
+        whole = cut.apply(run.loaded.module, run.groups, run.ranking, run.space.uncut()).module
+        recover.recalibrate_batchnorm(whole, calibration)
+        uncut = run.task.score(whole, "search", limit=images).loss
         for number, (name, width, plan) in enumerate(cuts, start=1):
             module = cut.apply(run.loaded.module, run.groups, run.ranking, plan).module
             recover.recalibrate_batchnorm(module, calibration)
@@ -190,7 +199,9 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
     request, baseline = run.request, run.baseline
     offered = sum(len(g.levels) - 1 for g in run.space.groups)
     run.watcher.note(f"{offered} steps that pay over {len(run.space.groups)} groups")
-    sensitivity = _probe_sensitivity(run) if request.prior and request.agent == "ppo" else None
+    # Without a hard budget an episode ends when the agent stops, and what single cuts cost says nothing about stopping.
+    informed = request.prior and request.agent == "ppo" and request.target.hard
+    sensitivity = _probe_sensitivity(run) if informed else None
     run.watcher.stage(f"search: {request.agent}, {request.budget} candidates")
     env = PruningEnv(
         run.space, run.evaluate, baseline=baseline, target=request.target, tables=tables, sensitivity=sensitivity

@@ -51,8 +51,12 @@ def deliver(run: Run) -> tuple[str, dict[str, Any]]:
             )
             continue
         run.watcher.stage("final measurement, in turns with the uncut model")
-        artifact, outputs = run.export(module, run.folder.scratch("model.onnx"), {})
-        measurement = run.measure(artifact, outputs, run.request.final_mode, use_cache=False)
+        try:
+            artifact, outputs = run.export(module, run.folder.scratch("model.onnx"), {})
+            measurement = run.measure(artifact, outputs, run.request.final_mode, use_cache=False)
+        except CandidateError as error:
+            run.notes.append(f"finalist {trial.plan.key} failed after fine-tuning: {error}")
+            continue
         if not meets(measurement, run.request.target):
             run.notes.append(
                 f"finalist {trial.plan.key} was {_reached(measurement)} in its final measurement and missed the target"
@@ -88,9 +92,9 @@ def _verified(run: Run) -> list[Trial]:
         if len(firm) == run.request.finalists:
             break
         if trial.plan.key not in known:
-            candidate = run.make_candidate(trial.plan, {})
-            artifact, outputs = run.export(candidate.module, run.folder.scratch("finalist.onnx"), {})
             try:
+                candidate = run.make_candidate(trial.plan, {})
+                artifact, outputs = run.export(candidate.module, run.folder.scratch("finalist.onnx"), {})
                 measurement = run.measure(artifact, outputs, "reward", use_cache=False)
             except CandidateError as error:
                 run.watcher.note(f"finalist {trial.plan.key}: {error}")

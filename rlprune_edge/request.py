@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,9 @@ class Request(BaseModel):
 
     @model_validator(mode="after")
     def _sensible(self) -> Request:
+        for name, value in self:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{name.replace('_', '-')} {value} is not a finite number")
         if self.target_speedup is not None and self.target_latency_ms is not None:
             raise ValueError("--target-speedup and --target-latency contradict each other: give one of them")
         if self.target_speedup is not None and self.target_speedup <= 1:
@@ -80,7 +85,8 @@ class Request(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write request.toml; what is not set is left out."""
-        lines = [f"{k} = {json.dumps(v)}" for k, v in self.model_dump(exclude_none=True).items()]
+        # JSON's strings, numbers and booleans are TOML's, too, as long as nothing is escaped into surrogates
+        lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in self.model_dump(exclude_none=True).items()]
         (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def command(self) -> str:
@@ -98,7 +104,7 @@ class Request(BaseModel):
             elif isinstance(value, bool):
                 words.append(flag if value else flag.replace("--", "--no-", 1))
             else:
-                words.append(f"{flag} {value}")
+                words.append(f"{flag} {shlex.quote(str(value))}")
         return " ".join(words)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
 from rlprune_edge.errors import UserError
 from rlprune_edge.request import FILE, Request, load
+
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -28,7 +32,7 @@ class RunFolder:
         """A new, empty run folder. Raises UserError where it already holds a run or anything else."""
         try:
             path.mkdir(parents=True, exist_ok=True)
-            strangers = sorted(p.name for p in path.iterdir())
+            strangers = sorted(p.name for p in path.iterdir() if p.name != LOCK)
             if (path / FILE).exists():
                 raise UserError(
                     f"{path} already holds a run.\n"
@@ -51,6 +55,15 @@ class RunFolder:
             return cls(path, _locked(path)), request
         except OSError as error:
             raise _cannot_write(path, error) from error
+
+    def discard(self) -> None:
+        """Leave no trace of a run that never evaluated anything; a folder with trials stays as it is."""
+        if not self.trials.exists():
+            shutil.rmtree(self.path / "work", ignore_errors=True)
+            for name in (FILE, LOCK):
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def close(self) -> None:
         """Let others use the folder."""
@@ -76,7 +89,10 @@ class RunFolder:
     def read_json(self, name: str) -> Any | None:
         """A JSON file of this folder, `None` where it was not written yet."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}.\nDelete it and resume: it is made again.") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file whole or not at all."""
@@ -90,7 +106,7 @@ class RunFolder:
 
 
 def _locked(path: Path) -> IO[str]:
-    lock = (path / ".lock").open("w")
+    lock = (path / LOCK).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -25,6 +25,8 @@ from rlprune_edge.errors import UserError
         ({"importance": "l2"}, "choose taylor, magnitude"),
         ({"final_mode": "fast"}, "choose reward, verify, report"),
         ({"seed": -1}, "--seed"),
+        ({"target_speedup": float("nan")}, "--target-speedup nan is not a finite number"),
+        ({"target_latency_ms": float("inf")}, "not a finite number"),
         ({"step": 1.5}, "--step"),
         ({"threads": 0}, "--threads"),
     ],
@@ -50,7 +52,7 @@ def test_flags_win_over_the_file_and_unknown_keys_are_named(tmp_path: Path) -> N
 
 
 def test_a_request_is_kept_whole(tmp_path: Path) -> None:
-    made = request.make({"target_latency_ms": 30.0, "model": 'odd "name"\\', "distillation": False})
+    made = request.make({"target_latency_ms": 30.0, "model": 'odd "name"\\ \U0001f600', "distillation": False})
     made.save(tmp_path)
     assert request.load(tmp_path) == made
     with pytest.raises(UserError, match="holds no run to resume"):
@@ -60,6 +62,7 @@ def test_a_request_is_kept_whole(tmp_path: Path) -> None:
 def test_command_line_of_a_request() -> None:
     made = request.make({"task": "cifar10", "target_latency_ms": 30.0, "distillation": False, "budget": 9})
     assert made.command() == "rlprune-edge compress --task cifar10 --target-latency 30ms --budget 9 --no-distillation"
+    assert request.make({"data": "my data"}).command() == "rlprune-edge compress --data 'my data'"
 
 
 @pytest.mark.parametrize(("text", "value"), [("30ms", 30.0), ("30", 30.0), ("0.03s", 30.0), (" 1.5 ms ", 1.5)])

@@ -285,3 +285,23 @@ def test_report_is_rendered_again_from_the_folder(whole: tuple[Path, str]) -> No
     )
     assert done.returncode == 0, done.stderr
     assert html.read_text() == first
+
+
+def test_a_refused_run_leaves_its_folder_free_for_the_corrected_command(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert finish(["--task", "own_task:Bar", "--out", str(folder)], cache)[0] == 2
+    assert not folder.exists()
+
+
+def test_without_a_target_the_terms_are_weighed_and_a_bundle_is_left(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["--task", "own_task:Bars", "--budget", "4", "--finalists", "1", "--final-mode", "reward"]
+    code, out, err = finish([*words, "--out", str(folder)], cache)
+    assert code == 0, out + err
+    assert json.loads((folder / "report.json").read_text())["target"] == {
+        "speedup": None,
+        "latency_ms": None,
+        "memory_mb": None,
+        "max_drop": None,
+    }
+    assert (folder / "bundle" / "model.onnx").exists()

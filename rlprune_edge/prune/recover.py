@@ -39,7 +39,8 @@ def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> b
     device = device_of(model)
     with torch.no_grad():
         for x in inputs:
-            model(x.to(device))
+            if len(x) > 1:  # one input alone has no variance
+                model(x.to(device))
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
         m.eval()

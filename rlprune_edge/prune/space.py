@@ -199,7 +199,7 @@ def _ops(
                     out_channels=layer.out_channels,
                     kernel=_pair(layer.kernel_size),
                     stride=_pair(layer.stride),
-                    padding=_pair(layer.padding if not isinstance(layer.padding, str) else 0, fill=0),
+                    padding=_pair(_padding(layer), fill=0),
                     dilation=_pair(layer.dilation),
                     conv_groups=layer.groups,
                     in_hw=_pair(tuple(x[2:])),
@@ -208,6 +208,13 @@ def _ops(
                 )
             )
     return tuple(ops)
+
+
+def _padding(layer: nn.Conv1d | nn.Conv2d) -> object:
+    """Padding in numbers where the layer says it in words; `same` pads an odd one behind, which changes no cost."""
+    if layer.padding == "same":
+        return tuple(d * (k - 1) // 2 for k, d in zip(layer.kernel_size, layer.dilation, strict=True))
+    return 0 if layer.padding == "valid" else layer.padding
 
 
 def _pair(value: object, fill: int = 1) -> tuple[int, int]:
