@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from rlprune_edge.errors import UserError
 
@@ -134,13 +135,18 @@ def layers_in_order(model: nn.Module, example: torch.Tensor) -> list[str]:
         return lambda *_: seen.append(name)
 
     hooks = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if not any(m.children())]
+    run_once(model, example, hooks)
+    return list(dict.fromkeys(seen))
+
+
+def run_once(model: nn.Module, example: torch.Tensor, hooks: Sequence[RemovableHandle]) -> None:
+    """Run the model on `example` for the sake of its hooks, and take them off again whatever happens."""
     try:
         with torch.no_grad():
             model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    return list(dict.fromkeys(seen))
 
 
 def remove(module: nn.Module, side: str, positions: list[int]) -> None:

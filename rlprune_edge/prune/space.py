@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rlprune_edge.prune.graph import PRODUCERS, CoupledGroup, is_trained, layers_in_order
+from rlprune_edge.prune.graph import PRODUCERS, CoupledGroup, is_trained, layers_in_order, run_once
 from rlprune_edge.records import Block, Group, Op, PruningSpace
 
 
@@ -85,12 +85,7 @@ def find_blocks(model: nn.Module, example: torch.Tensor) -> list[str]:
         return hook
 
     hooks = [m.register_forward_pre_hook(keep(n)) for n, m in modules.items()]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    run_once(model, example, hooks)
     found = [name for name in modules if name in inputs and _passes_through(modules[name], inputs[name])]
     innermost = [n for n in found if not any(other.startswith(n + ".") for other in found)]
     order = {name: i for i, name in enumerate(inputs)}
@@ -147,12 +142,7 @@ def _ops(
 
     layers = {n: m for n, m in model.named_modules() if isinstance(m, PRODUCERS)}
     hooks = [m.register_forward_hook(note(n)) for n, m in layers.items()]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    run_once(model, example, hooks)
 
     def group_at(name: str, side: str) -> str | None:
         # a layer fed by a concatenation has several groups on one side; the largest stands for it in estimates
