@@ -68,11 +68,12 @@ def prepared(
     request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path
 ) -> Iterator[tuple[Run, tuple[WidthTimes, ...]]]:
     """A run that is ready to evaluate plans: trial 0 measured, the widths that pay known; with the board's table."""
+    profile = load_profile(request.device)  # a wrong name is said before anything is trained
     torch.manual_seed(request.seed)
     watcher.stage(f"task {request.task}")
     task = load_task(request.task, data=request.data, seed=request.seed, cache_dir=cache_dir)
     loaded = _load_model(request, task, cache_dir, watcher)
-    with LocalDevice(load_profile(request.device), cache_dir=cache_dir, threads=request.threads) as device:
+    with LocalDevice(profile, cache_dir=cache_dir, threads=request.threads) as device:
         run = _open(request, folder, watcher, task, loaded, device)
         watcher.stage("trial 0: the uncut model")
         run.evaluate(run.space.uncut())
