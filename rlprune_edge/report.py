@@ -35,14 +35,18 @@ JSON_NAME, HTML_NAME = "report.json", "report.html"
 def pareto(trials: Sequence[Trial], *, higher_is_better: bool = True) -> tuple[Trial, ...]:
     """The measured trials that no other one beats in latency and metric, fastest first.
 
-    Among equal metrics the lower loss is better; of equal points the first is kept.
+    Latency is that on the uncut model's scale, as in the search: its own over the candidate's paired speed-up, so that
+    a machine that slowed down in between does not reorder the candidates. Among equal metrics the lower loss is better; of equal points the first is kept.
     """
     sign = 1.0 if higher_is_better else -1.0
+    uncut = next((t.measurement.latency_ms.value for t in trials if t.number == 0 and t.measurement), None)
 
     def order(trial: Trial) -> tuple[float, float, float, int]:
         assert trial.measurement is not None
         assert trial.quality is not None
-        return trial.measurement.latency_ms.value, -sign * trial.quality.metric, trial.quality.loss, trial.number
+        paired = trial.measurement.speedup
+        judged = uncut / paired.value if paired and uncut else trial.measurement.latency_ms.value
+        return judged, -sign * trial.quality.metric, trial.quality.loss, trial.number
 
     front: list[Trial] = []
     for trial in sorted((t for t in trials if t.measurement and t.quality and not t.failure), key=order):
