@@ -87,7 +87,9 @@ def tradeoff(report: Figures) -> str:
         name = f"target, {milliseconds(limit)}"
         figure.add_vline(x=limit, line={"color": GREEN, "width": 2, "dash": "dash"}, name=name, showlegend=True)
     figure.update_layout(**_layout(height=460))
-    figure.update_xaxes(title_text="measured latency, ms (the uncut model's over the paired speed-up)", rangemode="tozero")
+    figure.update_xaxes(
+        title_text="measured latency, ms (the uncut model's over the paired speed-up)", rangemode="tozero"
+    )
     figure.update_yaxes(title_text=f"{report['metric']['name']}, {report['metric']['unit']}")
     return _html(figure, "plot-tradeoff")
 
