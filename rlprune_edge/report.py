@@ -36,7 +36,8 @@ def pareto(trials: Sequence[Trial], *, higher_is_better: bool = True) -> tuple[T
     """The measured trials that no other one beats in latency and metric, fastest first.
 
     Latency is that on the uncut model's scale, as in the search: its own over the candidate's paired speed-up, so that
-    a machine that slowed down in between does not reorder the candidates. Among equal metrics the lower loss is better; of equal points the first is kept.
+    a machine that slowed down in between does not reorder the candidates. Among equal metrics the lower loss is better;
+    of equal points the first is kept.
     """
     sign = 1.0 if higher_is_better else -1.0
     uncut = next((t.measurement.latency_ms.value for t in trials if t.number == 0 and t.measurement), None)
