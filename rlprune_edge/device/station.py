@@ -171,7 +171,8 @@ class Station(Contact):
                 "device_key": self.key,
             },
         )
-        if not _NOT_KEPT[self.profile.source] & set(measurement.flags):
+        # One taken past the cache stays out of it: a run that is repeated must find what the first one found.
+        if use_cache and not _NOT_KEPT[self.profile.source] & set(measurement.flags):
             self._cache.keep_measurement(key, measurement)
         return measurement
 

@@ -103,45 +103,64 @@ def probes(space: PruningSpace, widths: Mapping[str, Sequence[int]]) -> list[tup
     return made
 
 
-def _pair_of(group: Group, ops: Mapping[str, Op]) -> tuple[Op, Op] | None:
-    """The producer and consumer that stand for a group: those that cost most, of full-convolution or linear kind."""
+def _pair_of(group: Group, ops: Mapping[str, Op]) -> tuple[Op, Op | None] | None:
+    """The producer and consumer that stand for a group: those that cost most, of full-convolution or linear kind.
+
+    A consumer at a smaller image (after pooling) will do; where none fits, as before a classifier, the producer alone.
+    """
     producers = [ops[n] for n in group.producers if ops[n].conv_groups == 1]
     consumers = [ops[n] for n in group.consumers if ops[n].conv_groups == 1]
-    pairs = [(p, c) for p in producers for c in consumers if p.kind == c.kind and p.out_hw == c.in_hw]
-    return max(pairs, key=lambda pair: pair[0].macs + pair[1].macs, default=None)
+    pairs = [(p, c) for p in producers for c in consumers if p.kind == c.kind and _pooling(p, c)]
+    if pairs:
+        return max(pairs, key=lambda pair: pair[0].macs + pair[1].macs)
+    return (max(producers, key=lambda p: p.macs), None) if producers else None
 
 
-def _kind(first: Op, second: Op) -> tuple[object, ...]:
+def _pooling(first: Op, second: Op) -> tuple[int, int] | None:
+    """How much smaller the second's image is, in whole numbers; `None` if it is not that."""
+    down = first.out_hw[0] // second.in_hw[0], first.out_hw[1] // second.in_hw[1]
+    fits = (down[0] * second.in_hw[0], down[1] * second.in_hw[1]) == first.out_hw
+    return down if fits and min(down) > 0 else None
+
+
+def _kind(*pair: Op | None) -> tuple[object, ...]:
     return tuple(
         (o.kind, o.in_channels, o.out_channels, o.kernel, o.stride, o.padding, o.dilation, o.in_hw)
-        for o in (first, second)
+        for o in pair
+        if o is not None
     )
 
 
 REPEATS = 3
 
 
-def _probe(first: Op, second: Op, *, width: int) -> bytes:
+def _probe(first: Op, second: Op | None, *, width: int) -> bytes:
     """`first` to `width` channels, ReLU, `second` from them, ReLU; repeated where the output fits the input again."""
     rng = np.random.default_rng(width)
     nodes: list[onnx.NodeProto] = []
     weights: list[TensorProto] = []
-    name = "input"
-    loops = REPEATS if (second.out_channels, second.out_hw) == (first.in_channels, first.in_hw) else 1
-    for r in range(loops):
-        for op, (channels_in, channels_out) in (
-            (first, (first.in_channels, width)),
-            (second, (width, second.out_channels)),
-        ):
+    name, last = "input", second or first
+    fits = second is not None and (second.out_channels, second.out_hw) == (first.in_channels, first.in_hw)
+    for r in range(REPEATS if fits else 1):
+        steps = [(first, first.in_channels, width)]
+        if second is not None:
+            steps.append((second, width, second.out_channels))
+        for op, channels_in, channels_out in steps:
             tag = f"{op.kind}{r}_{len(nodes)}"
+            down = _pooling(first, op) if op is second else (1, 1)
+            if down and max(down) > 1:
+                pool = helper.make_node("MaxPool", [name], [f"{tag}_p"], kernel_shape=list(down), strides=list(down))
+                nodes.append(pool)
+                name = f"{tag}_p"
             made, tensors = _layer(op, channels_in, channels_out, source=name, tag=tag, rng=rng)
             nodes += made
             weights += tensors
             name = made[-1].output[0]
-    out_shape = [1, second.out_channels, *second.out_hw]
+    channels = second.out_channels if second is not None else width
+    out_shape = [1, channels, *last.out_hw]
     in_shape = [1, first.in_channels, *first.in_hw]
     if first.kind == "linear":
-        in_shape, out_shape = [first.in_hw[0], first.in_channels], [second.out_hw[0], second.out_channels]
+        in_shape, out_shape = [first.in_hw[0], first.in_channels], [last.out_hw[0], channels]
     graph = helper.make_graph(
         nodes,
         "probe",

@@ -79,7 +79,7 @@ def test_a_measurement_has_all_its_raw_figures(device: LocalDevice, sample: Make
 def test_a_cached_measurement_is_equal_and_marked_and_costs_nothing(
     device: LocalDevice, sample: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(station, "_NOT_KEPT", frozenset())  # whatever else runs on this machine
+    monkeypatch.setattr(station, "_NOT_KEPT", {"local": frozenset()})  # whatever else runs on this machine
     model = sample(256)
     first = _measure(device, model)
     spent = device.device_seconds
@@ -91,7 +91,7 @@ def test_a_cached_measurement_is_equal_and_marked_and_costs_nothing(
 def test_a_disturbed_measurement_is_not_kept(
     device: LocalDevice, sample: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(station, "_NOT_KEPT", frozenset({"mean_of_k"}))
+    monkeypatch.setattr(station, "_NOT_KEPT", {"local": frozenset({"mean_of_k"})})
     model = sample(256)
     assert "mean_of_k" in _measure(device, model).flags
     assert _measure(device, model).cached is False
