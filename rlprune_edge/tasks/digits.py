@@ -64,6 +64,7 @@ class DigitsTask(InMemoryTask):
             "mean": [MEAN],
             "std": [STD],
             "resize": None,
+            "raw_max": 16,
             "raw": "ink from 0 (paper) to 16, as in sklearn.datasets.load_digits().images",
             "formula": "(raw * scale - mean) / std",
         }
