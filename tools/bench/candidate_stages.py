@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="*", default=["resnet20", "resnet56", "resnet50"])
     asked = parser.parse_args()
     weights = dict(w.split("=", 1) for w in asked.weights)
-    head = ["model", "groups", "blocks", "uncut ms", "cut", *STAGES, "all s"]
+    head = ["model", "groups", "blocks", "uncut ms", "speed-up", *STAGES, "all s"]
     sys.stdout.write("| " + " | ".join(head) + " |\n|" + "---|" * len(head) + "\n")
     for model in asked.models:
         sys.stdout.write("| " + " | ".join(bench(model, asked.data, weights.get(model))) + " |\n")
