@@ -76,6 +76,14 @@ def meets(measurement: Measurement, target: Target, *, firmly: bool = False) -> 
     return target.memory_mb is None or (measurement.memory_mb is not None and measurement.memory_mb <= target.memory_mb)
 
 
+def outcome(test_drop: float, target: Target) -> str:
+    """`met`, or `infeasible` where the winner lost more on the test split than was allowed.
+
+    Finalists are chosen on validation and the test split is read once, so such a winner is not replaced: it is said.
+    """
+    return "met" if target.max_drop is None or test_drop <= target.max_drop else "infeasible"
+
+
 def _verified(run: Run) -> list[Trial]:
     """The best trials that meet the target when they are measured once more: the search has selected for lucky noise.
 
@@ -171,7 +179,7 @@ def _finish(
 ) -> tuple[str, dict[str, Any]]:
     run.watcher.stage("test split, read once")
     before, after = run.task.score(run.loaded.module, "test"), run.task.score(module, "test")
-    metric = run.task.metric
+    drop = run.task.metric.drop(before.metric, after.metric)
     assert measurement.reference_ms is not None
     assert measurement.speedup is not None
     baseline = _baseline_figures(run) | {
@@ -194,16 +202,22 @@ def _finish(
         "memory_mb": measurement.memory_mb,
         "speedup": measurement.speedup.value,
         "speedup_ci": [measurement.speedup.low, measurement.speedup.high],
-        "drop": metric.drop(before.metric, after.metric),
+        "drop": drop,
         "plan_key": trial.plan.key,
         "validation_metric": quality.metric,
         "search_metric": trial.quality.metric if trial.quality else None,
     }
+    status = outcome(drop, run.request.target)
+    if status != "met":
+        run.notes.append(
+            f"the validation split allowed this network, but on the test split it lost {drop:.2f} points, more than the "
+            f"{run.request.target.max_drop:g} asked for; the test split was not used to look for another"
+        )
     run.watcher.stage("bundle")
     _bundle(run, trial, baseline, compressed, artifact, measurement)
     for line in verify(run.folder.bundle):
         run.watcher.note(line)
-    return _report(run, "met", baseline, compressed, histories, measurement)
+    return _report(run, status, baseline, compressed, histories, measurement)
 
 
 def _bundle(

@@ -218,7 +218,10 @@ class Process:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One candidate, timed on one device. Every raw sample is kept; the figures can be computed again from them."""
+    """One candidate, timed on one device. Every sample the figures rest on is kept, to compute them again.
+
+    Samples that waited for a CPU are taken again and are not among them (see the agent's `timed.py`).
+    """
 
     source: str
     """`board`, `local`, `emulated`, `simulated` or `estimate`"""

@@ -17,8 +17,10 @@ import pytest
 from rlprune_edge import request as requests
 from rlprune_edge.bundle.verify import verify
 from rlprune_edge.compress import compress, prepared
+from rlprune_edge.deliver import outcome
 from rlprune_edge.journal import Journal
 from rlprune_edge.progress import Silent
+from rlprune_edge.records import Target
 from rlprune_edge.run_folder import RunFolder
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -289,6 +291,15 @@ def test_report_is_rendered_again_from_the_folder(whole: tuple[Path, str]) -> No
     )
     assert done.returncode == 0, done.stderr
     assert html.read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("drop", "allowed", "status"), [(1.4, 1.0, "infeasible"), (1.0, 1.0, "met"), (-0.3, 0.0, "met"), (9.0, None, "met")]
+)
+def test_a_winner_that_loses_too_much_on_test_is_not_called_met(
+    drop: float, allowed: float | None, status: str
+) -> None:
+    assert outcome(drop, Target(speedup=2.0, max_drop=allowed)) == status
 
 
 def test_a_refused_run_leaves_its_folder_free_for_the_corrected_command(cache: Path, tmp_path: Path) -> None:
