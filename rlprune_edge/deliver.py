@@ -210,8 +210,8 @@ def _finish(
     status = outcome(drop, run.request.target)
     if status != "met":
         run.notes.append(
-            f"the validation split allowed this network, but on the test split it lost {drop:.2f} points, more than the "
-            f"{run.request.target.max_drop:g} asked for; the test split was not used to look for another"
+            f"the validation split allowed this network, but on the test split it lost {drop:.2f} points, more than "
+            f"the {run.request.target.max_drop:g} asked for; the test split was not used to look for another"
         )
     run.watcher.stage("bundle")
     _bundle(run, trial, baseline, compressed, artifact, measurement)
