@@ -61,11 +61,11 @@ class Link:
                     raise Failure("connection_lost", f"no answer to '{header['verb']}' within {seconds:.0f} s")
                 message = self._channel.receive(min(left, SILENCE_SECONDS))
                 if message is None:
-                    raise Failure("agent_crashed", self._epitaph())
+                    raise Failure("agent_crashed", "the agent ended unexpectedly")
                 if message.header.get("id") == self._number and not message.header.get("alive"):
                     break
         except Failure as failure:
-            raise LinkBroken(failure.kind, failure.message) from None
+            raise LinkBroken(failure.kind, failure.message + self._last_said(failure.kind)) from None
         if message.header.get("ok") is not True:
             raise _failure_in(message.header)
         return message
@@ -100,9 +100,15 @@ class Link:
                 raise LinkBroken("version_mismatch", "the agent's answer to 'put' does not make sense")
             offset = here
 
-    def _epitaph(self) -> str:
+    def _last_said(self, kind: str) -> str:
+        """What the agent left behind, to follow the sentence about its end: the reason is there more often than not.
+
+        An agent may be gone before a request is sent, while it is, or before it answers; its words count in each case.
+        """
+        if kind not in ("agent_crashed", "connection_lost"):
+            return ""
         words = printable(self._last_words()).strip() or self._channel.noise
-        return f"the agent ended unexpectedly: {words[-1000:]}" if words else "the agent ended unexpectedly"
+        return f": {words[-1000:]}" if words else ""
 
 
 def _failure_in(header: dict[str, Any]) -> Failure:

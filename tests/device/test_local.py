@@ -218,6 +218,20 @@ def test_an_agent_that_never_starts_is_a_device_error(tmp_path: Path, sample: Ma
     assert caught.value.kind in ("agent_crashed", "connection_lost")
 
 
+def test_an_agent_that_is_gone_before_it_is_asked_is_told_by_its_last_words() -> None:
+    """Its end may be noticed in sending as well as in waiting; the reason must not depend on which."""
+    replies, agents_end = os.pipe()
+    nobody, requests = os.pipe()
+    os.close(nobody)
+    link = Link(Channel(replies, requests), close=lambda: None, last_words=lambda: "no such interpreter today\n")
+    try:
+        with pytest.raises(LinkBroken, match=r"gone \(Broken pipe\): no such interpreter today$"):
+            link.hello()
+    finally:
+        for end in (replies, agents_end, requests):
+            os.close(end)
+
+
 def test_a_python_without_onnxruntime_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('there is none on this board')\n")
     python = tmp_path / "python"
