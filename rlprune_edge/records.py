@@ -214,14 +214,14 @@ class Process:
     """VmHWM with the runtime imported and no model loaded"""
     memory_peak_bytes: int | None
     """VmHWM after the candidate was loaded and ran, before the reference was loaded"""
+    candidate_set_aside_ns: tuple[int, ...] = ()
+    reference_set_aside_ns: tuple[int, ...] = ()
+    """samples that waited for a CPU and were taken again; no figure rests on them"""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One candidate, timed on one device. Every sample the figures rest on is kept, to compute them again.
-
-    Samples that waited for a CPU are taken again and are not among them (see the agent's `timed.py`).
-    """
+    """One candidate, timed on one device. Every sample is kept, to compute the figures again or differently."""
 
     source: str
     """`board`, `local`, `emulated`, `simulated` or `estimate`"""

@@ -212,7 +212,7 @@ def measure(job: dict[str, Any], tell: Tell) -> None:
     warmup_runs = candidate.samples * candidate.loop
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
     for timed in models:
-        timed.samples = timed.spoilt = 0
+        timed.begin()
     own, others = _timed_pairs(candidate, reference, settings, deadline)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
     gc.enable()
@@ -221,11 +221,13 @@ def measure(job: dict[str, Any], tell: Tell) -> None:
         flags.append("capped")
     if faults:
         flags.append("swapping")
-    if any(timed.spoilt > _CONTENDED_SHARE * timed.samples for timed in models):
+    if any(timed.contended > _CONTENDED_SHARE * timed.samples for timed in models):
         flags.append("contended")
     result = {
         "candidate_blocks": [len(block) for block in own],
         "reference_blocks": [len(block) for block in others],
+        "candidate_set_aside": len(candidate.set_aside),
+        "reference_set_aside": len(reference.set_aside) if reference else 0,
         "candidate_loop": candidate.loop,
         "reference_loop": reference.loop if reference else 1,
         "warmup_runs": warmup_runs,
@@ -239,4 +241,4 @@ def measure(job: dict[str, Any], tell: Tell) -> None:
         "flags": flags,
         "options": runtime.options_echo(job["threads"]),
     }
-    tell({"result": result}, _packed(own) + _packed(others))
+    tell({"result": result}, _packed(own) + _packed(others) + _packed([timed.set_aside for timed in models]))

@@ -1,4 +1,4 @@
-"""Take samples of one model: loops, blocks, and samples that had to wait for a CPU left out."""
+"""Take samples of one model: loops, blocks, and samples that had to wait for a CPU set aside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunQueue:
         self._fd: int | None = None
         try:
             self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
-        except OSError:  # a kernel without the counter: no sample is ever left out
+        except OSError:  # a kernel without the counter: no sample is ever set aside
             return
 
     def waited_ns(self) -> int:
@@ -37,7 +37,8 @@ class Timed:
     """A model with its inputs and the number of inferences that make one sample.
 
     A sample during which the thread waited in the run queue for more than 2 % of the time measured the neighbours and
-    not the model; it is left out and taken again, up to twice a block's length. On a quiet board this changes nothing.
+    not the model; it is set aside, kept for the record, and taken again, up to twice a block's length. On a quiet board
+    this changes nothing.
     At a load of 3.5 on two cores it brought a ratio that wandered from 3.3 to 5.3 back to 3.2 to 3.6.
     Only the calling thread is seen, which with one thread is all of the work.
     """
@@ -47,7 +48,10 @@ class Timed:
         self.feeds = feeds
         self.loop = 1
         self.samples = 0
-        self.spoilt = 0
+        self.contended = 0
+        """samples that waited for a CPU, whether they were taken again or had to do"""
+        self.set_aside: list[int] = []
+        """those of them that were taken again, in nanoseconds"""
         self._queue = queue
 
     def sample(self) -> tuple[int, bool]:
@@ -77,10 +81,16 @@ class Timed:
             if len(good) >= runs and spent >= block_ns:
                 break
             if len(good) + len(spoilt) >= runs * _PATIENCE and spent >= block_ns * _PATIENCE:
-                good += spoilt
-                break
-        self.spoilt += len(spoilt)
+                self.contended += len(spoilt)
+                return good + spoilt
+        self.contended += len(spoilt)
+        self.set_aside += spoilt
         return good
+
+    def begin(self) -> None:
+        """Forget the samples of the warm-up: from here on they count."""
+        self.samples = self.contended = 0
+        self.set_aside = []
 
     def choose_loop(self, sample_ms: float) -> None:
         """Set `loop` from a few single runs."""

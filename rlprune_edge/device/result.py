@@ -26,18 +26,23 @@ def process_of(message: Message) -> Process:
         result = message.header["result"]
         samples = array.array("q", message.body).tolist()
         own, other = [[int(n) for n in result[name]] for name in ("candidate_blocks", "reference_blocks")]
+        aside = [int(result[name]) for name in ("candidate_set_aside", "reference_set_aside")]
+        counted = sum(own) + sum(other)
         if (
-            sum(own) + sum(other) != len(samples)
+            counted + sum(aside) != len(samples)
+            or min(aside) < 0
             or min([*own, *other, len(own)]) < 1
             or len(other) not in (0, len(own))
         ):
-            raise ValueError(f"{len(samples)} samples in blocks of {own} and {other}")
+            raise ValueError(f"{len(samples)} samples in blocks of {own} and {other}, {aside} set aside")
         if min(samples) <= 0 or not isfinite(result["max_output_difference"]):
             raise ValueError("a figure out of range")
         memory = {name: None if result[name] is None else int(result[name]) for name in _MEMORY}
         return Process(
             candidate_ns=_blocks(samples[: sum(own)], own),
-            reference_ns=_blocks(samples[sum(own) :], other),
+            reference_ns=_blocks(samples[sum(own) : counted], other),
+            candidate_set_aside_ns=tuple(samples[counted : counted + aside[0]]),
+            reference_set_aside_ns=tuple(samples[counted + aside[0] :]),
             candidate_loop=int(result["candidate_loop"]),
             reference_loop=int(result["reference_loop"]),
             warmup_runs=int(result["warmup_runs"]),

@@ -110,7 +110,8 @@ def test_measure_sends_every_sample_of_both_models(agent: Any, dense_model: Call
     samples = array.array("q", answer.body)
     # The target of 0 is never met, so the cap of six pairs is reached.
     assert [len(result["candidate_blocks"]), len(result["reference_blocks"])] == [6, 6]
-    assert len(samples) == sum(result["candidate_blocks"]) + sum(result["reference_blocks"])
+    set_aside = result["candidate_set_aside"] + result["reference_set_aside"]
+    assert len(samples) == sum(result["candidate_blocks"]) + sum(result["reference_blocks"]) + set_aside
     assert min(result["candidate_blocks"]) >= 3
     assert min(samples) > 0
     assert result["candidate_loop"] > 1

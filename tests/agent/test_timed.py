@@ -41,13 +41,21 @@ def _timed(every: int = 0, run: Any = lambda _, feeds: feeds) -> Timed:
 def test_samples_that_waited_are_taken_again() -> None:
     timed = _timed(every=2)
     assert len(timed.block(10, 0)) == 10
-    assert (timed.samples, timed.spoilt) == (20, 10)
+    assert (timed.samples, timed.contended, len(timed.set_aside)) == (20, 10, 10)
 
 
 def test_without_any_peace_all_samples_are_kept() -> None:
     timed = _timed(every=1)
     assert len(timed.block(10, 0)) == 20
-    assert timed.spoilt == 20
+    assert (timed.contended, timed.set_aside) == (20, [])
+
+
+def test_what_the_warm_up_set_aside_is_forgotten() -> None:
+    timed = _timed(every=2)
+    timed.block(4, 0)
+    timed.begin()
+    timed.block(10, 0)
+    assert (timed.samples, timed.contended, len(timed.set_aside)) == (20, 10, 10)
 
 
 def test_a_block_ends_with_the_sample_that_fills_it() -> None:
