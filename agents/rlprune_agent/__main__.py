@@ -1,20 +1,30 @@
-"""The agent's command line: `stdio` (talk to a host), `child` (one job, started by the agent), `check`."""
+"""The agent's command line: `serve` (the daemon), `stdio` (talk to a host), `check`, `child` (one job)."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import rlprune_agent
-from rlprune_agent import vitals
-from rlprune_agent.protocol import Channel, Failure
-from rlprune_agent.server import Server
-from rlprune_agent.store import Store
-from rlprune_agent.supervise import become_child, run_child
+from rlprune_agent import bridge, limits, sockets, vitals
+from rlprune_agent.agent import Agent
+from rlprune_agent.daemon import alone, serve
+from rlprune_agent.lease import LEASE_SECONDS
+from rlprune_agent.protocol import PROTOCOL_MAX, Channel, Failure, FrameReader, encode
+from rlprune_agent.supervise import run_child
+
+HOME = "~/.local/share/rlprune-edge"
+
+_JOB_SECONDS = 30.0
+_IDLE_SECONDS = 600.0
+_MB = 10**6
+_MODULES = ("agent", "bridge", "daemon", "jobs", "lease", "limits", "measure", "server", "store", "sweep", "upgrade")
 
 
 def _claim_stdout() -> int:
@@ -24,20 +34,34 @@ def _claim_stdout() -> int:
     return private
 
 
-def _stdio(cache: Path, quota_mb: int, root: Path) -> int:
-    channel = Channel(0, _claim_stdout())
+def _stdio(options: argparse.Namespace) -> int:
+    private = _claim_stdout()
     try:
-        Server(channel, Store(cache, quota_mb * 10**6), root).serve()
-    except Failure as failure:  # not to be understood any more, or gone: say so where an operator may look, and end
+        if options.alone:
+            agent = Agent(
+                options.home,
+                root=options.root,
+                quota_bytes=options.quota_mb * _MB,
+                lease_seconds=options.lease_seconds,
+                alone=True,
+            )
+            return alone(agent, 0, private)
+        arguments = ["--root", str(options.root), "--quota-mb", str(options.quota_mb)]
+        arguments += ["--lease-seconds", str(options.lease_seconds), "--idle-seconds", str(options.idle_seconds)]
+        connection = bridge.connected(options.home, options.socket or sockets.SYSTEM_SOCKET, arguments)
+        bridge.copy(connection, 0, private)
+    except Failure as failure:  # say so where an operator may look, and end
         sys.stderr.write(f"rlprune-edge-agent: {failure.message}\n")
         return 1
     return 0
 
 
-def _child(parent: int) -> int:
-    become_child(parent)
+def _child(parent: int, self_test_of: str | None) -> int:
+    limits.become_child(parent)
+    if self_test_of:
+        os.execv(sys.executable, [sys.executable, "-B", self_test_of, "--self-test"])
     channel = Channel(0, _claim_stdout())
-    message = channel.receive(None)
+    message = channel.receive(_JOB_SECONDS)
     if message is None:
         return 1
 
@@ -46,6 +70,8 @@ def _child(parent: int) -> int:
 
     job = message.header
     try:
+        if "limits" in job:
+            limits.apply(job["limits"])
         if job["kind"] == "measure":
             from rlprune_agent.measure import measure
 
@@ -85,19 +111,56 @@ def _check(root: Path) -> int:
     return 1 if "runtime_error" in report else 0
 
 
+def _self_test() -> int:
+    """Can this agent work here at all? Everything but the runtime, which an upgrade does not touch."""
+    for name in _MODULES:
+        importlib.import_module(f"rlprune_agent.{name}")
+    reader = FrameReader()
+    reader.feed(b"".join(encode({"verb": "hello"}, b"body")))
+    message = reader.next()
+    if message is None or message.body != b"body":
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        agent = Agent(Path(folder), quota_bytes=_MB, alone=True)
+        granted = agent.acquire("self-test", "self-test")["granted"]
+        agent.end()
+    sys.stdout.write(json.dumps({"agent": rlprune_agent.__version__, "protocol_max": PROTOCOL_MAX}) + "\n")
+    return 0 if granted else 1
+
+
+def _absolute(text: str) -> Path:
+    return Path(os.path.abspath(text))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rlprune-edge-agent", description="Measure models for rlprune-edge on this device."
     )
     parser.add_argument("--version", action="version", version=rlprune_agent.__version__)
+    parser.add_argument("--self-test", action="store_true", help="try whether this agent can work here, and end")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    daemon = commands.add_parser("serve", help="be the daemon: listen on a Unix socket for hosts")
     stdio = commands.add_parser("stdio", help="talk to a host over standard input and output")
-    stdio.add_argument("--cache", type=Path, required=True, help="folder for the files a host sends")
-    stdio.add_argument("--quota-mb", type=int, default=2000, help="how much the folder may hold (default: 2000)")
+    stdio.add_argument("--alone", action="store_true", help="serve this one conversation without a daemon")
     child = commands.add_parser("child", help="do one job from standard input (started by the agent itself)")
     child.add_argument("parent", type=int, help="process id to die with")
+    child.add_argument("--self-test-of", metavar="FILE", help="run the self-test of another agent instead of a job")
     check = commands.add_parser("check", help="print what this device is and whether onnxruntime works, as JSON")
-    for command in (stdio, check):
+    home = Path(HOME).expanduser()
+    for command in (daemon, stdio):
+        command.add_argument("--home", type=_absolute, default=home, help=f"the agent's folder (default: {HOME})")
+        command.add_argument(
+            "--socket", type=Path, help="where the daemon listens (default: run/agent.sock below home)"
+        )
+        command.add_argument("--quota-mb", type=int, default=2000, help="MB of files to keep (default: 2000)")
+        command.add_argument(
+            "--lease-seconds", type=float, default=LEASE_SECONDS, help="a silent host loses the device after this"
+        )
+    daemon.add_argument("--idle-seconds", type=float, help="end when there was nothing to do for so long")
+    stdio.add_argument(
+        "--idle-seconds", type=float, default=_IDLE_SECONDS, help="the same, for a daemon that has to be started"
+    )
+    for command in (daemon, stdio, check):
         command.add_argument("--root", type=Path, default=Path("/"), help="where /proc and /sys are found (default: /)")
     return parser
 
@@ -106,10 +169,23 @@ def main(argv: list[str] | None = None) -> None:
     """Run the agent; ends the process with its exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
+    if options.self_test:
+        sys.exit(_self_test())
+    if options.command == "serve":
+        sys.exit(
+            serve(
+                options.home,
+                root=options.root,
+                quota_bytes=options.quota_mb * _MB,
+                lease_seconds=options.lease_seconds,
+                idle_seconds=options.idle_seconds,
+                path=options.socket,
+            )
+        )
     if options.command == "stdio":
-        sys.exit(_stdio(options.cache, options.quota_mb, options.root))
+        sys.exit(_stdio(options))
     if options.command == "child":
-        sys.exit(_child(options.parent))
+        sys.exit(_child(options.parent, options.self_test_of))
     if options.command == "check":
         sys.exit(_check(options.root))
     parser.print_help()

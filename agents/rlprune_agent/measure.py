@@ -8,28 +8,31 @@ nothing, which is why there is no separate pass for memory.
 
 from __future__ import annotations
 
-import array
-import gc
+import ctypes
 import io
 import re
-import resource
 import time
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any, Callable, Dict, List
+from typing import TYPE_CHECKING, Any, Callable, Dict
 
-from rlprune_agent import pace
+from rlprune_agent import intake, synth, vitals
+from rlprune_agent.energy import measure_energy
+from rlprune_agent.gates import Gates
+from rlprune_agent.policy import policy_of, wants_energy
 from rlprune_agent.protocol import Failure
 from rlprune_agent.store import Store
-from rlprune_agent.timed import RunQueue, Timed
+from rlprune_agent.timed import Timed
+from rlprune_agent.turns import figures, take_turns
+from rlprune_agent.world import ThisDevice
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from rlprune_agent.runtime import Model
+
 Tell = Callable[[Dict[str, Any], bytes], None]
 
 _MEMORY_RUNS = 3
-_CONTENDED_SHARE = 0.10
 
 
 def _status(key: str) -> int | None:
@@ -38,7 +41,13 @@ def _status(key: str) -> int | None:
 
 
 def reset_peak() -> bool:
-    """Set this process's VmHWM back to its present size; `False` where the kernel has no such switch."""
+    """Set this process's VmHWM back to its present size; `False` where the kernel has no such switch.
+
+    Memory that was freed goes back to the system first, or the model would be given it and seem so much smaller.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -85,7 +94,19 @@ def largest_difference(outputs: dict[str, np.ndarray], expected: dict[str, np.nd
     return worst
 
 
-def _check(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float, when: str) -> float:
+def _bytes_of(job: dict[str, Any], which: str, store: Store) -> bytes:
+    """The candidate's or the reference's file, checked, and with made-up weights where it came without any."""
+    weights = (job.get("weights") or {}).get(which)
+    return synth.whole(store.read(job[which]), weights, intake.memory_limit())
+
+
+def _check(
+    model: Model, outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float, when: str
+) -> float:
+    """The largest difference; with nothing to compare with, the weights are made up, and outputs need only be sane."""
+    if not expected:
+        model.check_made_up(outputs)
+        return 0.0
     difference = largest_difference(outputs, expected)
     if difference > tolerance:
         raise Failure(
@@ -95,72 +116,20 @@ def _check(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray], tole
     return difference
 
 
-def _warm_up(models: list[Timed], settings: dict[str, Any], deadline: float) -> bool:
-    """Run windows of all models in turns until each is steady, or the cap; says whether all were.
-
-    The minimum time is for the process as a whole (it is the board's clock that has to come up), the windows are each
-    model's own. The cap in runs counts only once twice the minimum time is spent: 50 runs of a 1 ms model are 50 ms.
-    """
-    windows: list[list[list[int]]] = [[] for _ in models]
-    began = time.monotonic()
-    steady = False
-    while True:
-        for model, seen in zip(models, windows):
-            seen.append(model.block(settings["window_runs"], settings["window_ms"] * 1e6))
-        seconds = time.monotonic() - began
-        runs = min(sum(len(w) for w in seen) for seen in windows)
-        steady = all(len(seen) > 1 and pace.is_steady(seen[-2], seen[-1]) for seen in windows)
-        if steady and runs >= settings["warmup_runs"] and seconds >= settings["warmup_seconds"]:
-            break
-        spent = runs >= settings["warmup_cap_runs"] and seconds >= 2 * settings["warmup_seconds"]
-        if spent or seconds >= settings["warmup_cap_seconds"] or time.monotonic() >= deadline:
-            break
-    return steady
+def pss_bytes() -> int | None:
+    """Resident memory of this process, shared pages divided; reading it takes milliseconds, so never when timing."""
+    try:
+        return vitals.number(Path("/proc/self/smaps_rollup"), "Pss") * 1024
+    except (OSError, ValueError):
+        return None
 
 
-Blocks = List[List[int]]
-
-
-def _block_runs(run_ns: float, settings: dict[str, Any]) -> int:
-    least: int = settings["min_runs"] if run_ns <= settings["slow_run_ms"] * 1e6 else settings["min_runs_slow"]
-    blocks: int = settings["checks"][0][0]
-    return -(-least // blocks)
-
-
-def _timed_pairs(
-    candidate: Timed, reference: Timed | None, settings: dict[str, Any], deadline: float
-) -> tuple[Blocks, Blocks]:
-    """Pairs of blocks in turns A B B A, so that a linear drift cancels between neighbouring pairs.
-
-    `settings["checks"]` is a list of [pairs, rank]: the only points at which the stop rule is asked (each look costs
-    coverage), the first being the minimum and the last the maximum.
-    """
-    block_ns = settings["block_ms"] * 1e6
-    runs = _block_runs(candidate.sample()[0], settings)
-    own: Blocks = []
-    others: Blocks = []
-    ranks = dict((pairs, rank) for pairs, rank in settings["checks"])
-    last = settings["checks"][-1][0]
-    while len(own) < last and (not own or time.monotonic() < deadline):
-        if reference is None:
-            own.append(candidate.block(runs, block_ns))
-        elif len(own) % 2 == 0:
-            own.append(candidate.block(runs, block_ns))
-            others.append(reference.block(settings["reference_runs"], block_ns))
-        else:
-            others.append(reference.block(settings["reference_runs"], block_ns))
-            own.append(candidate.block(runs, block_ns))
-        if len(own) in ranks:
-            values = [median(block) for block in own]
-            if others:
-                values = [median(r) / c for r, c in zip(others, values)]
-            if pace.narrow_enough(values, ranks[len(own)], settings["target_half_width"]):
-                break
-    return own, others
-
-
-def _packed(blocks: Blocks) -> bytes:
-    return b"".join(array.array("q", block).tobytes() for block in blocks)
+def available_bytes() -> int | None:
+    """Memory the kernel could still give; on a Jetson the GPU takes its share of it, too."""
+    try:
+        return vitals.number(Path("/proc/meminfo"), "MemAvailable") * 1024
+    except (OSError, ValueError):
+        return None
 
 
 def measure(job: dict[str, Any], tell: Tell) -> None:
@@ -169,7 +138,10 @@ def measure(job: dict[str, Any], tell: Tell) -> None:
     Raises `Failure`; which model it was about is in the phase told last.
     """
     settings = job["settings"]
-    deadline = time.monotonic() + settings["cap_seconds"]
+    energy_too, policy = wants_energy(settings), policy_of(settings)
+    world = ThisDevice(Path(job.get("root", "/")), policy.sources if policy else None)
+    deadline_ns = world.now_ns() + settings["cap_seconds"] * 1e9
+    gate = Gates(policy, world) if policy else None
     store = Store(Path(job["store"]), quota_bytes=0)
     tell({"phase": "runtime"}, b"")
     began = time.perf_counter_ns()
@@ -177,68 +149,63 @@ def measure(job: dict[str, Any], tell: Tell) -> None:
 
     import_ns = time.perf_counter_ns() - began
     feeds, expected = _arrays(store, job["inputs"]), _arrays(store, job["expected"])
-    data = store.read(job["candidate"])
-    flags = [] if reset_peak() else ["memory_not_reset"]
-    before = peak_bytes()
-
+    where = runtime.asked(job)
     tell({"phase": "candidate"}, b"")
+    data = _bytes_of(job, "candidate", store)
+    nodes = None
+    if where.provider != runtime.CPU:
+        tell({"phase": "prepare"}, b"")
+        nodes = runtime.prepare(data, job["threads"], where, feeds)
+        tell({"phase": "candidate"}, b"")
+    flags = [] if reset_peak() else ["memory_not_reset"]
+    before, free = peak_bytes(), available_bytes()
+
     began = time.perf_counter_ns()
-    model = runtime.Model(data, job["threads"])
+    model = runtime.Model(data, job["threads"], where)
     session_ns = time.perf_counter_ns() - began
     del data
     began = time.perf_counter_ns()
     outputs = model.checked_run(feeds)
     first_run_ns = time.perf_counter_ns() - began
-    difference = _check(outputs, expected, job["tolerance"], "first")
+    difference = _check(model, outputs, expected, job["tolerance"], "first")
     for _ in range(_MEMORY_RUNS):
         model.checked_run(feeds)
-    peak = peak_bytes()
+    peak, pss, left = peak_bytes(), pss_bytes(), available_bytes()
 
-    queue = RunQueue()
-    candidate = Timed(model, feeds, queue)
+    candidate = Timed(model, feeds, world)
     reference = None
     if job.get("reference"):
         tell({"phase": "reference"}, b"")
-        reference = Timed(runtime.Model(store.read(job["reference"]), job["threads"]), feeds, queue)
-        reference.model.checked_run(feeds)
+        data = _bytes_of(job, "reference", store)
+        if where.provider != runtime.CPU:
+            runtime.prepare(data, job["threads"], where, feeds)
+        reference_model = runtime.Model(data, job["threads"], where)
+        del data
+        reference_model.checked_run(feeds)
+        reference = Timed(reference_model, feeds, world)
 
+    if gate:
+        tell({"phase": "gates"}, b"")
+        gate.open()
     tell({"phase": "timing"}, b"")
-    models = [candidate] if reference is None else [candidate, reference]
-    gc.collect()
-    gc.disable()
-    for timed in models:
-        timed.choose_loop(settings["sample_ms"])
-    steady = _warm_up(models, settings, deadline)
-    warmup_runs = candidate.samples * candidate.loop
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-    for timed in models:
-        timed.begin()
-    own, others = _timed_pairs(candidate, reference, settings, deadline)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
-    gc.enable()
-    difference = max(difference, _check(model.checked_run(feeds), expected, job["tolerance"], "last"))
-    if len(own) < settings["checks"][0][0]:
-        flags.append("capped")
-    if faults:
-        flags.append("swapping")
-    if any(timed.contended > _CONTENDED_SHARE * timed.samples for timed in models):
-        flags.append("contended")
-    result = {
-        "candidate_blocks": [len(block) for block in own],
-        "reference_blocks": [len(block) for block in others],
-        "candidate_set_aside": len(candidate.set_aside),
-        "reference_set_aside": len(reference.set_aside) if reference else 0,
-        "candidate_loop": candidate.loop,
-        "reference_loop": reference.loop if reference else 1,
-        "warmup_runs": warmup_runs,
-        "steady": steady,
-        "import_ns": import_ns,
-        "session_ns": session_ns,
-        "first_run_ns": first_run_ns,
-        "memory_before_bytes": before,
-        "memory_peak_bytes": peak,
-        "max_output_difference": difference,
-        "flags": flags,
-        "options": runtime.options_echo(job["threads"]),
-    }
-    tell({"result": result}, _packed(own) + _packed(others) + _packed([timed.set_aside for timed in models]))
+    turns = take_turns(candidate, reference, settings, world, gates=gate, deadline_ns=deadline_ns)
+    header, body = figures(turns, candidate, reference, gate)
+    if energy_too:
+        header["energy"] = measure_energy(lambda: model.run(None, feeds), world)
+    difference = max(difference, _check(model, model.checked_run(feeds), expected, job["tolerance"], "last"))
+    header["flags"] = sorted({*header["flags"], *flags})
+    header.update(
+        {
+            "import_ns": import_ns,
+            "session_ns": session_ns,
+            "first_run_ns": first_run_ns,
+            "memory_before_bytes": before,
+            "memory_peak_bytes": peak,
+            "memory_pss_bytes": pss,
+            "memory_taken_bytes": None if free is None or left is None else free - left,
+            "max_output_difference": difference,
+            "options": runtime.options_echo(job["threads"], where),
+            "nodes_by_provider": nodes,
+        }
+    )
+    tell({"result": header}, body)

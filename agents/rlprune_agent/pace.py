@@ -42,6 +42,14 @@ def is_steady(earlier: Sequence[int], later: Sequence[int]) -> bool:
     )
 
 
+def is_multimodal(values: Sequence[float]) -> bool:
+    """Do samples look as if there were several speeds? The host flags by the same rule."""
+    ordered = sorted(values)
+    middle = median(ordered)
+    spread = quantile(ordered, 0.9) - quantile(ordered, 0.1)
+    return spread > 0.25 * middle or not 0.95 <= sum(ordered) / len(ordered) / middle <= 1.10
+
+
 def loop_for(run_ns: float, *, floor_ns: float, sample_ns: float) -> int:
     """Inferences per sample: 1 where one takes at least `floor_ns`, else as many as fill `sample_ns`."""
     if run_ns >= floor_ns:

@@ -8,9 +8,10 @@ A body above 1 MiB is split over frames; all but the last carry the flag `_MORE`
 The layout of a frame never changes (else two versions could not even exchange a hello); what the headers mean is
 negotiated in hello by `negotiate`.
 
-Requests   {"verb": ..., "id": n, ...}
+Requests   {"verb": ..., "id": n, "token": of the lease, ...}
 Replies    {"id": n, "ok": true, ...}  |  {"id": n, "ok": false, "kind": ..., "message": ..., ...}
-           and, while a long request runs, {"id": n, "alive": true} every few seconds.
+           and, while a long request runs, {"id": n, "alive": true} every few seconds. A failure with the id null is
+           the last word of a side that does not listen any more.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PROTOCOL_MAX = 1
 # How a figure comes about. Raised whenever timing changes, so that no cached figure outlives the way it was taken.
 MEASUREMENT_VERSION = 1
 
-VERBS = ("hello", "have", "put", "measure", "sweep")
+VERBS = ("hello", "lease", "have", "put", "submit", "wait", "ack", "cancel", "status", "upgrade")
 
 MAGIC = b"\x93RLPRUNE"
 HEADER_MAX = 64 * 1024
@@ -43,6 +44,10 @@ _PREFIX = struct.Struct(">8sBBII")
 ALIVE_SECONDS = 5.0
 SILENCE_SECONDS = 15.0
 
+# What a job may spend on waiting for the board to be fit and on building an engine, beyond its own time; its process
+# tells when such a phase begins.
+WAITING_PHASES = {"gates": 960.0, "prepare": 600.0}
+
 # Statuses of a measurement, by who must act. Infrastructure never becomes a reward, so the sorting is the contract.
 RETRY_KINDS = (
     "throttled",
@@ -55,10 +60,13 @@ RETRY_KINDS = (
     "device_rebooted",
     "agent_crashed",
     "connection_lost",
+    "lease_lost",
+    "gate_timed_out",
 )
 CANDIDATE_KINDS = ("oom", "timeout_model", "load_failed", "unsupported_op", "output_mismatch", "too_big", "impossible")
 OPERATOR_KINDS = (
     "host_key_mismatch",
+    "host_key_unknown",
     "auth_failed",
     "version_mismatch",
     "disk_full",
@@ -131,9 +139,16 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:  # "1e999" is JSON, and infinite
+        raise ValueError(f"{text[:20]} is out of range")
+    return value
+
+
 def _header_of(text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+        header = json.loads(text.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise Failure("bad_request", f"a header that is not JSON: {str(error)[:200]}") from None
     if not isinstance(header, dict):
@@ -147,7 +162,8 @@ class FrameReader:
     Bytes before the first magic are tolerated up to `NOISE_MAX` (greetings, shell start-up files); later ones are not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, body_max: int = MESSAGE_BODY_MAX) -> None:
+        self._body_max = body_max
         self._buffer = bytearray()
         self._noise = bytearray()
         self._started = False
@@ -160,6 +176,11 @@ class FrameReader:
         """What arrived before the first message, fit to print; with no message at all, everything that arrived."""
         data = bytes(self._noise) if self._started else bytes(self._noise + self._buffer)
         return printable(data[:NOISE_MAX].decode("utf-8", "replace")).strip()
+
+    @property
+    def holds_more(self) -> bool:
+        """Bytes have arrived that no message has been made of yet."""
+        return bool(self._buffer)
 
     def feed(self, data: bytes) -> None:
         """Take in bytes as they came."""
@@ -176,10 +197,12 @@ class FrameReader:
                 self._header, self._parts, self._size = _header_of(head), [], 0
             elif head:
                 raise Failure("bad_request", "a header in the middle of a message")
+            if flags & _MORE and not part:
+                raise Failure("bad_request", "an empty frame in the middle of a message")
             self._parts.append(part)
             self._size += len(part)
-            if self._size > MESSAGE_BODY_MAX:
-                raise Failure("bad_request", f"a body above {MESSAGE_BODY_MAX} bytes")
+            if self._size > self._body_max:
+                raise Failure("bad_request", f"a body above {self._body_max} bytes")
             if not flags & _MORE:
                 message = Message(self._header, b"".join(self._parts))
                 self._header, self._parts = None, []
@@ -224,11 +247,11 @@ class Channel:
     The descriptors are set non-blocking: a peer that stops reading must not be able to hold us for ever.
     """
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
+    def __init__(self, read_fd: int, write_fd: int, *, body_max: int = MESSAGE_BODY_MAX) -> None:
         self._read_fd, self._write_fd = read_fd, write_fd
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
-        self._reader = FrameReader()
+        self._reader = FrameReader(body_max)
 
     def fileno(self) -> int:
         """The descriptor to wait on for incoming bytes."""
@@ -238,6 +261,11 @@ class Channel:
     def noise(self) -> str:
         """See `FrameReader.noise`."""
         return self._reader.noise
+
+    @property
+    def holds_more(self) -> bool:
+        """See `FrameReader.holds_more`."""
+        return self._reader.holds_more
 
     def send(self, header: dict[str, Any], body: bytes = b"", seconds: float = SILENCE_SECONDS) -> None:
         """Send one message; `seconds` without any progress, or a closed pipe, raise `Failure("connection_lost")`."""

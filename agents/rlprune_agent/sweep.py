@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rlprune_agent import intake, synth
 from rlprune_agent.measure import Tell
 from rlprune_agent.protocol import Failure
 from rlprune_agent.store import Store
@@ -39,16 +40,18 @@ def sweep(job: dict[str, Any], tell: Tell) -> None:
     tell({"phase": "runtime"}, b"")
     from rlprune_agent import runtime
 
+    where = runtime.asked(job)
     tell({"phase": "candidate"}, b"")
     entries = []
     for number, sha256 in enumerate(job["models"]):
         try:
-            model = runtime.Model(store.read(sha256), job["threads"])
+            data = synth.whole(store.read(sha256), None, intake.memory_limit())
+            model = runtime.Model(data, job["threads"], where)
             feeds = model.random_inputs(job["seed"])
             model.checked_run(feeds)
         except Failure as failure:
-            where = f"model {number + 1} of {len(job['models'])}: {failure.message}"
-            raise Failure(failure.kind, where, **failure.details) from None
+            text = f"model {number + 1} of {len(job['models'])}: {failure.message}"
+            raise Failure(failure.kind, text, **failure.details) from None
         entries.append((model, feeds))
 
     tell({"phase": "timing"}, b"")
@@ -62,6 +65,6 @@ def sweep(job: dict[str, Any], tell: Tell) -> None:
             best[index] = min(best[index], _visit(model.run, feeds, job["visit_ms"] * 1e6, job["visit_runs"]))
         order.reverse()
     tell(
-        {"result": {"models": len(best), "options": runtime.options_echo(job["threads"])}},
+        {"result": {"models": len(best), "options": runtime.options_echo(job["threads"], where)}},
         array.array("d", best).tobytes(),
     )

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Callable, Protocol
 
 from rlprune_agent import pace
+from rlprune_agent.world import World
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from rlprune_agent.runtime import Model
 
 _FLOOR_NS = 1e6  # a sample below 1 ms is at the mercy of timer and scheduler
 _WAIT_SHARE = 0.02
 _PATIENCE = 2
 
 
-class RunQueue:
-    """How long this thread has wanted a CPU without getting one, in nanoseconds, as the kernel counts it."""
+class Model(Protocol):
+    """What is timed: an ONNX Runtime session, or a simulated one."""
 
-    def __init__(self) -> None:
-        self._fd: int | None = None
-        try:
-            self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
-        except OSError:  # a kernel without the counter: no sample is ever set aside
-            return
-
-    def waited_ns(self) -> int:
-        """Monotonic; 0 for ever where the kernel does not count."""
-        return 0 if self._fd is None else int(os.pread(self._fd, 64, 0).split()[1])
+    @property
+    def run(self) -> Callable[..., Any]:
+        """`run(None, feeds)` is one inference."""
 
 
 class Timed:
@@ -43,7 +33,7 @@ class Timed:
     Only the calling thread is seen, which with one thread is all of the work.
     """
 
-    def __init__(self, model: Model, feeds: dict[str, np.ndarray], queue: RunQueue) -> None:
+    def __init__(self, model: Model, feeds: dict[str, np.ndarray], world: World) -> None:
         self.model = model
         self.feeds = feeds
         self.loop = 1
@@ -52,17 +42,18 @@ class Timed:
         """samples that waited for a CPU, whether they were taken again or had to do"""
         self.set_aside: list[int] = []
         """those of them that were taken again, in nanoseconds"""
-        self._queue = queue
+        self._waited_ns = world.waited_ns
+        self._now_ns = world.now_ns
 
     def sample(self) -> tuple[int, bool]:
         """Nanoseconds of one inference, the mean of `loop` of them; and whether it was left in peace."""
-        run, feeds = self.model.run, self.feeds
-        waited = self._queue.waited_ns()
-        began = time.perf_counter_ns()
+        run, feeds, now_ns = self.model.run, self.feeds, self._now_ns
+        waited = self._waited_ns()
+        began = now_ns()
         for _ in range(self.loop):
             run(None, feeds)
-        taken = time.perf_counter_ns() - began
-        waited = self._queue.waited_ns() - waited
+        taken = now_ns() - began
+        waited = self._waited_ns() - waited
         self.samples += 1
         return taken // self.loop, waited <= _WAIT_SHARE * taken
 
@@ -73,11 +64,11 @@ class Timed:
         """
         good: list[int] = []
         spoilt: list[int] = []
-        began = time.perf_counter_ns()
+        began = self._now_ns()
         while True:
             value, peaceful = self.sample()
             (good if peaceful else spoilt).append(value)
-            spent = time.perf_counter_ns() - began
+            spent = self._now_ns() - began
             if len(good) >= runs and spent >= block_ns:
                 break
             if len(good) + len(spoilt) >= runs * _PATIENCE and spent >= block_ns * _PATIENCE:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import subprocess
-import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,68 +11,77 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
-import rlprune_agent
-from rlprune_agent.protocol import Channel, Message
-
-_HOME = Path(rlprune_agent.__file__).parent.parent
+from talk import PYTHON, Daemon, Host, agent_command, over_pipes
 
 
-class Agent:
-    """One agent process and the conversation with it."""
+class Agent(Host):
+    """An agent that serves this one conversation, and the conversation."""
 
-    def __init__(self, cache: Path, python: str = sys.executable) -> None:
-        self.process = subprocess.Popen(
-            [python, "-m", "rlprune_agent", "stdio", "--cache", str(cache)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(_HOME)},
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.channel = Channel(self.process.stdout.fileno(), self.process.stdin.fileno())
+    def __init__(self, home: Path, python: str = PYTHON) -> None:
+        host, self.process = over_pipes(agent_command("stdio", "--alone", "--home", str(home), python=python))
+        super().__init__(host.channel, host.close)
 
-    def ask(self, body: bytes = b"", seconds: float = 60, **header: Any) -> Message:
-        self.channel.send({"id": 1, **header}, body)
-        while True:
-            answer = self.channel.receive(seconds)
-            assert answer is not None, "the agent ended"
-            if not answer.header.get("alive"):
-                return answer
-
-    def put(self, data: bytes) -> str:
-        sha256 = hashlib.sha256(data).hexdigest()
-        fields = {"sha256": sha256, "size": len(data), "offset": 0, "crc32": zlib.crc32(data)}
-        assert self.ask(data, verb="put", **fields).header["whole"]
-        return sha256
-
-    def close(self) -> int:
+    def end(self) -> int:
         """Close our side; the agent's exit status."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-        return self.process.wait(10)
+        self.close()
+        return self.process.wait(30)
 
 
 @pytest.fixture
 def start_agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
-    """Starts agents that share one cache folder; those still alive at the end are killed."""
+    """Starts agents that share one home; those still alive at the end are killed."""
     agents: list[Agent] = []
 
-    def start(python: str = sys.executable) -> Agent:
-        agents.append(Agent(tmp_path / "cache", python))
+    def start(python: str = PYTHON) -> Agent:
+        agents.append(Agent(tmp_path / "home", python))
         return agents[-1]
 
     yield start
     for agent in agents:
         if agent.process.poll() is None:
             agent.process.kill()
-        agent.close()
+        agent.end()
 
 
 @pytest.fixture
 def agent(start_agent: Callable[..., Agent]) -> Agent:
     return start_agent()
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons in one home, with the command line words given; those still alive at the end are ended."""
+    daemons: list[Daemon] = []
+
+    def start(*words: str, **settings: Any) -> Daemon:
+        daemons.append(Daemon(tmp_path / "home", *words, **settings))
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        try:
+            daemon.stop()
+        except subprocess.TimeoutExpired:
+            daemon.process.kill()
+            daemon.process.wait()
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for the tests of a module that leave it as it was."""
+    daemon = Daemon(tmp_path_factory.mktemp("shared") / "home", "--lease-seconds", "60")
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def host(shared_daemon: Daemon) -> Iterator[Host]:
+    """A conversation with the shared daemon, whose lease is given back at the end."""
+    host = shared_daemon.connect()
+    yield host
+    if host.token is not None:
+        host.ask(verb="lease", action="release", token=host.token)
+    host.close()
 
 
 def _model(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], inputs: list[Any], outputs: list[Any]) -> bytes:
@@ -87,7 +92,7 @@ def _model(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], inputs: 
     return model.SerializeToString()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dense_model() -> Callable[[int], bytes]:
     """`y = x @ w` with a square `w` of the given width; the input is [4, width]."""
 
@@ -99,7 +104,15 @@ def dense_model() -> Callable[[int], bytes]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def hungry_model() -> bytes:
+    """Makes a tensor of as many floats as its input says: 80 bytes that can ask for any amount of memory."""
+    inputs = [helper.make_tensor_value_info("n", TensorProto.INT64, [1])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None])]
+    return _model([helper.make_node("ConstantOfShape", ["n"], ["y"])], {}, inputs, outputs)
+
+
+@pytest.fixture(scope="session")
 def endless_model() -> bytes:
     """Adds one to its input 2**62 times."""
     step = helper.make_graph(

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,52 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from talk import LONG, SETTINGS, alive, children, npy, wait_for
 
 from rlprune_agent import vitals
 from rlprune_agent.protocol import Failure
 from rlprune_agent.store import Store
 from rlprune_agent.supervise import judge, run_child
-
-_SETTINGS = {
-    "warmup_runs": 5,
-    "warmup_seconds": 0.02,
-    "window_runs": 5,
-    "window_ms": 5,
-    "warmup_cap_runs": 10,
-    "warmup_cap_seconds": 0.1,
-    "checks": [[4, 1], [6, 1]],
-    "block_ms": 5,
-    "min_runs": 12,
-    "slow_run_ms": 1000,
-    "min_runs_slow": 4,
-    "reference_runs": 3,
-    "sample_ms": 2,
-    "target_half_width": 0.0,
-    "cap_seconds": 20,
-}
-
-
-def _npy(value: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, value)
-    return buffer.getvalue()
-
-
-def _job(agent: Any, model: bytes, **changes: Any) -> dict[str, Any]:
-    """A measure request for a `dense_model(16)`, with the files it needs already sent."""
-    x = np.ones((4, 16), np.float32)
-    y = x @ np.random.default_rng(16).standard_normal((16, 16)).astype(np.float32)
-    fields = {
-        "verb": "measure",
-        "candidate": agent.put(model),
-        "reference": None,
-        "inputs": {"x": agent.put(_npy(x))},
-        "expected": {"y": agent.put(_npy(y))},
-        "tolerance": 1e-3,
-        "threads": 1,
-        "settings": _SETTINGS,
-    }
-    return {**fields, **changes}
 
 
 def test_hello_says_what_runs_models_here(agent: Any) -> None:
@@ -79,24 +38,26 @@ def test_a_host_too_new_is_told_so(agent: Any) -> None:
 
 def test_an_unknown_verb_and_a_missing_field_are_refused_and_the_agent_lives(agent: Any) -> None:
     assert agent.ask(verb="exec", command="id").header["kind"] == "unknown_verb"
+    agent.held()
     assert agent.ask(verb="put").header["kind"] == "bad_request"
-    assert agent.ask(verb="sweep", models="all").header["kind"] == "bad_request"
+    assert agent.ask(verb="submit", job="exec", job_id="0" * 16).header["kind"] == "bad_request"
+    assert agent.ask(verb="submit", job="sweep", job_id="0" * 16, models="all").header["kind"] == "bad_request"
     assert agent.ask(verb="have", files=["0" * 64]).header["missing"] == {"0" * 64: 0}
 
 
 def test_end_of_input_ends_the_agent(agent: Any) -> None:
-    assert agent.ask(verb="have", files=[]).header["ok"] is True
-    assert agent.close() == 0
+    assert agent.held().ask(verb="have", files=[]).header["ok"] is True
+    assert agent.end() == 0
 
 
 def test_an_upload_resumes_with_the_next_agent(start_agent: Callable[..., Any]) -> None:
     data = os.urandom(3000)
     sha256 = hashlib.sha256(data).hexdigest()
-    first = start_agent()
+    first = start_agent().held()
     part = {"verb": "put", "sha256": sha256, "size": 3000, "offset": 0, "crc32": zlib.crc32(data[:1000])}
     assert first.ask(data[:1000], **part).header["offset"] == 1000
     first.process.kill()
-    second = start_agent()
+    second = start_agent().held()
     assert second.ask(verb="have", files=[sha256]).header["missing"] == {sha256: 1000}
     rest = {**part, "offset": 1000, "crc32": zlib.crc32(data[1000:])}
     assert second.ask(data[1000:], **rest).header["whole"] is True
@@ -105,7 +66,7 @@ def test_an_upload_resumes_with_the_next_agent(start_agent: Callable[..., Any]) 
 
 def test_measure_sends_every_sample_of_both_models(agent: Any, dense_model: Callable[[int], bytes]) -> None:
     model = dense_model(16)
-    answer = agent.ask(**_job(agent, model, reference=agent.put(model)))
+    answer = agent.do(**agent.job(model, reference=agent.put(model)))
     result = answer.header["result"]
     samples = array.array("q", answer.body)
     # The target of 0 is never met, so the cap of six pairs is reached.
@@ -125,50 +86,50 @@ def test_measure_sends_every_sample_of_both_models(agent: Any, dense_model: Call
 def test_a_wrong_output_is_a_mismatch(agent: Any, dense_model: Callable[[int], bytes], planted: float) -> None:
     y = np.ones((4, 16), np.float32) @ np.random.default_rng(16).standard_normal((16, 16)).astype(np.float32)
     y[2, 3] += planted
-    job = _job(agent, dense_model(16))
-    answer = agent.ask(**{**job, "expected": {"y": agent.put(_npy(y))}}).header
+    job = agent.job(dense_model(16))
+    answer = agent.do(**{**job, "expected": {"y": agent.put(npy(y))}}).header
     assert answer["kind"] == "output_mismatch"
 
 
 def test_a_missing_or_misshaped_output_is_a_mismatch(agent: Any, dense_model: Callable[[int], bytes]) -> None:
-    job = _job(agent, dense_model(16))
-    array_sha = agent.put(_npy(np.ones((4, 1), np.float32)))
+    job = agent.job(dense_model(16))
+    array_sha = agent.put(npy(np.ones((4, 1), np.float32)))
     for expected in ({"y": array_sha}, {"z": job["expected"]["y"]}):
-        assert agent.ask(**{**job, "expected": expected}).header["kind"] == "output_mismatch"
+        assert agent.do(**{**job, "expected": expected}).header["kind"] == "output_mismatch"
 
 
 def test_a_damaged_model_fails_to_load_and_the_agent_lives(agent: Any, dense_model: Callable[[int], bytes]) -> None:
     good = dense_model(16)
-    answer = agent.ask(**_job(agent, good[: len(good) // 2])).header
+    answer = agent.do(**agent.job(good[: len(good) // 2])).header
     assert (answer["kind"], answer["phase"]) == ("load_failed", "candidate")
     assert "protobuf" in answer["message"].lower()
-    assert agent.ask(**_job(agent, good)).header["ok"] is True
+    assert agent.do(**agent.job(good)).header["ok"] is True
 
 
 def test_a_reference_that_fails_is_told_apart_from_the_candidate(
     agent: Any, dense_model: Callable[[int], bytes]
 ) -> None:
-    answer = agent.ask(**_job(agent, dense_model(16), reference=agent.put(b"not a model"))).header
+    answer = agent.do(**agent.job(dense_model(16), reference=agent.put(b"not a model"))).header
     assert (answer["kind"], answer["phase"]) == ("load_failed", "reference")
 
 
 def test_missing_files_are_asked_for(agent: Any, dense_model: Callable[[int], bytes]) -> None:
-    answer = agent.ask(**_job(agent, dense_model(16), candidate="0" * 64)).header
+    answer = agent.do(**agent.job(dense_model(16), candidate="0" * 64)).header
     assert (answer["kind"], answer["missing"]) == ("missing_files", ["0" * 64])
 
 
 def test_pickles_in_arrays_are_not_opened(agent: Any, dense_model: Callable[[int], bytes]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    job = _job(agent, dense_model(16))
-    answer = agent.ask(**{**job, "inputs": {"x": agent.put(buffer.getvalue())}}).header
+    job = agent.job(dense_model(16))
+    answer = agent.do(**{**job, "inputs": {"x": agent.put(buffer.getvalue())}}).header
     assert answer["kind"] == "bad_request"
 
 
 def test_sweep_orders_models_by_their_size(agent: Any, dense_model: Callable[[int], bytes]) -> None:
     models = [agent.put(dense_model(width)) for width in (512, 8, 256)]
     job = {"threads": 1, "rounds": 3, "visit_ms": 1, "visit_runs": 3, "seed": 0, "cap_seconds": 20}
-    answer = agent.ask(verb="sweep", models=models, **job)
+    answer = agent.do(job="sweep", models=models, **job)
     large, small, middle = array.array("d", answer.body)
     assert 0 < small < middle < large
 
@@ -176,7 +137,7 @@ def test_sweep_orders_models_by_their_size(agent: Any, dense_model: Callable[[in
 def test_sweep_names_the_model_that_does_not_load(agent: Any, dense_model: Callable[[int], bytes]) -> None:
     models = [agent.put(dense_model(8)), agent.put(b"garbage")]
     job = {"threads": 1, "rounds": 1, "visit_ms": 1, "visit_runs": 1, "seed": 0, "cap_seconds": 20}
-    answer = agent.ask(verb="sweep", models=models, **job).header
+    answer = agent.do(job="sweep", models=models, **job).header
     assert answer["kind"] == "load_failed"
     assert answer["message"].startswith("model 2 of 2")
 
@@ -184,7 +145,7 @@ def test_sweep_names_the_model_that_does_not_load(agent: Any, dense_model: Calla
 def test_a_model_that_never_ends_is_killed(tmp_path: Path, endless_model: bytes) -> None:
     store = Store(tmp_path, quota_bytes=10**9)
     names = []
-    for data in (endless_model, _npy(np.zeros(1, np.float32))):
+    for data in (endless_model, npy(np.zeros(1, np.float32))):
         names.append(hashlib.sha256(data).hexdigest())
         store.put(names[-1], size=len(data), offset=0, crc32=zlib.crc32(data), data=data)
     job = {
@@ -196,7 +157,7 @@ def test_a_model_that_never_ends_is_killed(tmp_path: Path, endless_model: bytes)
         "expected": {"y": names[1]},
         "tolerance": 1e-3,
         "threads": 1,
-        "settings": _SETTINGS,
+        "settings": SETTINGS,
     }
     with pytest.raises(Failure) as caught:
         run_child(job, seconds=4)
@@ -256,21 +217,33 @@ def test_vitals_leave_out_what_cannot_be_read_and_say_why(tmp_path: Path) -> Non
     assert any(reason.startswith("available_bytes:") for reason in read["missing"])
 
 
-def _children(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def test_no_child_survives_its_agent(agent: Any, dense_model: Callable[[int], bytes]) -> None:
-    long = {**_SETTINGS, "checks": [[4, 1], [10_000, 1]]}
-    agent.channel.send({"id": 1, **_job(agent, dense_model(16), settings=long)})
-    deadline = time.monotonic() + 20
-    while not (children := _children(agent.process.pid)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.5)  # past the child's first lines, in which it asks the kernel to die with its parent
+    agent.submit("0" * 16, agent.job(dense_model(16), settings=LONG))
+    assert wait_for(lambda: agent.ask(verb="wait", job_id="0" * 16, seconds=0.1).header["phase"] == "timing")
+    (child,) = children(agent.process.pid)
     agent.process.send_signal(signal.SIGKILL)
     agent.process.wait(10)
-    deadline = time.monotonic() + 10
-    while (alive := [pid for pid in children if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert len(children) == 1
-    assert alive == []
+    assert wait_for(lambda: not alive(child), 10)
+
+
+def test_the_end_of_input_takes_the_child_along_and_frees_the_device(
+    start_agent: Callable[..., Any], dense_model: Callable[[int], bytes]
+) -> None:
+    first = start_agent()
+    assert first.hello()["ok"] is True  # after it the runtime has been tried, and every child is a job's
+    first.submit("0" * 16, first.job(dense_model(16), settings=LONG))
+    (child,) = wait_for(lambda: children(first.process.pid))
+    assert first.end() == 0
+    assert not alive(child)
+    assert start_agent().acquire("somebody else")["granted"] is True
+
+
+def test_the_lease_of_an_agent_that_was_killed_is_free_at_once(start_agent: Callable[..., Any]) -> None:
+    first, second = start_agent(), start_agent()
+    assert first.acquire("one")["granted"] is True
+    refused = second.acquire("two")
+    assert (refused["granted"], refused["position"], refused["holder"]["owner"]) == (False, 1, "a test")
+    first.process.kill()
+    first.process.wait(10)
+    again = second.acquire("two")
+    assert (again["granted"], again["token"]) == (True, first.token + 1)

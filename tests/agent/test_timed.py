@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from rlprune_agent.measure import _timed_pairs
-from rlprune_agent.timed import RunQueue, Timed
+from rlprune_agent.timed import Timed
+from rlprune_agent.turns import _timed_pairs
+from rlprune_agent.world import RunQueue, ThisDevice
 
 _SETTINGS = {
     "block_ms": 0.01,
@@ -22,20 +23,22 @@ _SETTINGS = {
 }
 
 
-class _Counter:
-    """A run queue in which every n-th sample waits for a second; 0: none does."""
+class _Queued(ThisDevice):
+    """This device, with a run queue in which every n-th sample waits for a second; 0: none does."""
 
     def __init__(self, every: int) -> None:
+        super().__init__()
+        self.waited_ns = self._planted_ns
         self.reads = itertools.count()
         self.every = every
 
-    def waited_ns(self) -> int:
+    def _planted_ns(self) -> int:
         read = next(self.reads)
         return 10**9 * (read // (2 * self.every) + (read % (2 * self.every) == 1)) if self.every else 0
 
 
 def _timed(every: int = 0, run: Any = lambda _, feeds: feeds) -> Timed:
-    return Timed(SimpleNamespace(run=run), {}, _Counter(every))  # type: ignore[arg-type]
+    return Timed(SimpleNamespace(run=run), {}, _Queued(every))
 
 
 def test_samples_that_waited_are_taken_again() -> None:
@@ -78,7 +81,8 @@ def test_blocks_come_in_turns_a_b_b_a_until_the_interval_is_narrow(target: float
     candidate = _timed(run=lambda *_: calls.append("A"))
     reference = _timed(run=lambda *_: calls.append("B"))
     settings = {**_SETTINGS, "target_half_width": target}
-    own, others = _timed_pairs(candidate, reference, settings, deadline=float("inf"))
+    own, others, dropped = _timed_pairs(candidate, reference, settings, ThisDevice(), None, float("inf"))
+    assert dropped == []
     order = [letter for letter, _ in itertools.groupby(calls)]
     assert [len(own), len(others)] == [pairs, pairs]
     assert min(len(block) for block in own) >= 3
@@ -87,5 +91,5 @@ def test_blocks_come_in_turns_a_b_b_a_until_the_interval_is_narrow(target: float
 
 
 def test_the_cap_ends_the_blocks_after_the_first_pair() -> None:
-    own, others = _timed_pairs(_timed(), _timed(), _SETTINGS, deadline=0.0)
+    own, others, _ = _timed_pairs(_timed(), _timed(), _SETTINGS, ThisDevice(), None, 0.0)
     assert [len(own), len(others)] == [1, 1]
