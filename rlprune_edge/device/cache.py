@@ -32,11 +32,15 @@ def cache_key(**parts: Any) -> str:
 
 
 class MeasurementCache:
-    """A folder of figures. A file that cannot be read, is too old or comes from the future counts as absent."""
+    """A folder of figures. A file that cannot be read, is too old or comes from the future counts as absent.
+
+    So does one kept before `not_before` (seconds since 1970): the device has changed since.
+    """
 
     def __init__(self, folder: Path, *, ttl_seconds: float = TTL_SECONDS) -> None:
         self.folder = folder
         self.ttl_seconds = ttl_seconds
+        self.not_before = 0.0
 
     def measurement(self, key: str) -> Measurement | None:
         """The measurement kept under `key`, marked `cached`."""
@@ -70,8 +74,11 @@ class MeasurementCache:
         try:
             entry = json.loads(path.read_text(encoding="utf-8"))
             # Wall clock, because the age spans reboots; a negative age means that the clock was set back.
-            age = time.time() - float(entry["saved_at"])
+            saved_at = float(entry["saved_at"])
+            age = time.time() - saved_at
             if entry["format"] != FORMAT or entry["kind"] != kind or not 0 <= age <= self.ttl_seconds:
+                return None
+            if saved_at < self.not_before:
                 return None
             return entry["value"]
         except FileNotFoundError:

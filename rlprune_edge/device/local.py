@@ -1,4 +1,4 @@
-"""This very machine as a device: the same agent a board runs, as a process of its own."""
+"""This very machine as a device: the same agent a board runs, as a process that serves this host alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rlprune_agent.protocol import Channel
 from rlprune_edge.device.agent_zip import agent_zip
@@ -16,20 +17,30 @@ from rlprune_edge.device.profiles import Profile
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import DeviceError
 
-_END_SECONDS = 2.0
+_END_SECONDS = 4.0
 _LAST_WORDS_BYTES = 2000
 
 
 class LocalDevice(Station):
     """Measures on this machine. A context manager; the agent starts when first needed and ends with it.
 
-    Neighbours on a developer's machine do not refuse a measurement, they are written down (`busy`).
+    Neighbours on a developer's machine do not refuse a measurement, they are written down (`busy`). Other runs that
+    share `cache_dir` share the lease: one measures, the others wait for it.
     """
 
+    _reconnect_seconds = 0.0  # a process of ours that ended is started again, once
+    _ends_with_link = True
+
     def __init__(
-        self, profile: Profile, *, cache_dir: Path, threads: int | None = None, python: str = sys.executable
+        self,
+        profile: Profile,
+        *,
+        cache_dir: Path,
+        threads: int | None = None,
+        python: str = sys.executable,
+        **settings: Any,
     ) -> None:
-        super().__init__(profile, cache_dir=cache_dir, threads=threads)
+        super().__init__(profile, cache_dir=cache_dir, threads=threads, **settings)
         self._python = python
 
     def _where(self) -> str:
@@ -37,7 +48,8 @@ class LocalDevice(Station):
 
     def _connect(self) -> Link:
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the agent; closed by `close`
-        command = [self._python, str(agent_zip(self._cache_dir)), "stdio", "--cache", str(self._cache_dir / "files")]
+        home = self._cache_dir / "agent"
+        command = [self._python, str(agent_zip(self._cache_dir)), "stdio", "--alone", "--home", str(home)]
         try:
             # A session of its own: Ctrl-C at the terminal is for the host, which then ends the agent in good order.
             agent = subprocess.Popen(

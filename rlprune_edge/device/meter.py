@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rlprune_agent import policy
 from rlprune_edge.device.trust import order_statistic_ranks
 from rlprune_edge.errors import UserError
 from rlprune_edge.records import Measurement
@@ -44,15 +45,47 @@ class ModeSettings:
     target_half_width: float
     """stop when half the interval is at most this share of the median"""
     cap_seconds: float
-    """per process, uploads not counted"""
+    """per process; uploads, the gates' pauses and the energy window not counted"""
+    gate_retries: int
+    """how often a pair of blocks that a gate dropped is taken again"""
+    gate_wait_seconds: float
+    """to cool down, in all"""
+    gate_load_wait_seconds: float
+    """for other processes to finish, in all"""
+    local_wait_seconds: float
+    """the same on a developer's machine, which is hardly ever idle and is measured all the same"""
+    heat_refuses: bool
+    """a board that does not cool down to where a measurement may begin is refused, else flagged"""
+    energy: bool
+    """energy is measured where the board has a sensor"""
 
-    def job(self) -> dict[str, Any]:
-        """As the agent wants it: `pairs` becomes `checks`, each with the rank that bounds the interval there."""
-        fields = asdict(self)
-        del fields["pairs"], fields["processes"]
+    def job(self, *, gates: Mapping[str, Any] | None = None, energy: bool = False) -> dict[str, Any]:
+        """As the agent wants it: `pairs` becomes `checks`, each with the rank that bounds the interval there.
+
+        `gates` as `gates_for` makes them; without them the agent watches nothing.
+        """
+        fields = {name: value for name, value in asdict(self).items() if name not in _HOST_ONLY}
         ranks = {n: order_statistic_ranks(n) for n in self.pairs}
         fields["checks"] = [[n, low_high[0] if low_high else 1] for n, low_high in ranks.items()]
+        if gates is not None:
+            fields["gates"] = dict(gates)
+        if energy:
+            fields["energy"] = True
         return fields
+
+
+_HOST_ONLY = frozenset(
+    {
+        "pairs",
+        "processes",
+        "gate_retries",
+        "gate_wait_seconds",
+        "gate_load_wait_seconds",
+        "local_wait_seconds",
+        "heat_refuses",
+        "energy",
+    }
+)
 
 
 MODES: dict[str, ModeSettings] = {
@@ -76,6 +109,12 @@ MODES: dict[str, ModeSettings] = {
         sample_ms=2,
         target_half_width=0.025,
         cap_seconds=30,
+        gate_retries=2,
+        gate_wait_seconds=180,
+        gate_load_wait_seconds=90,
+        local_wait_seconds=1,
+        heat_refuses=False,
+        energy=False,
     ),
     # 16 pairs: ranks 4 and 13 give 97.9 % and survive three spoilt blocks. 64 runs allow a p90.
     "verify": ModeSettings(
@@ -95,6 +134,12 @@ MODES: dict[str, ModeSettings] = {
         sample_ms=5,
         target_half_width=0.01,
         cap_seconds=120,
+        gate_retries=3,
+        gate_wait_seconds=900,
+        gate_load_wait_seconds=90,
+        local_wait_seconds=15,
+        heat_refuses=False,
+        energy=False,
     ),
     # 662 runs allow a p99, 130 a p95; 16 blocks of 625 ms make the 10 s.
     "report": ModeSettings(
@@ -114,6 +159,12 @@ MODES: dict[str, ModeSettings] = {
         sample_ms=5,
         target_half_width=0.01,
         cap_seconds=900,
+        gate_retries=3,
+        gate_wait_seconds=900,
+        gate_load_wait_seconds=90,
+        local_wait_seconds=30,
+        heat_refuses=True,
+        energy=True,
     ),
 }
 
@@ -123,6 +174,67 @@ def mode_settings(mode: str) -> ModeSettings:
     if mode not in MODES:
         raise UserError(f"unknown measuring mode '{mode}'; the modes are {', '.join(MODES)}")
     return MODES[mode]
+
+
+class Limits(Protocol):
+    """The part of a device profile that says when its figures cannot be trusted; `None`: not watched."""
+
+    @property
+    def start_celsius(self) -> float | None: ...
+
+    @property
+    def stop_celsius(self) -> float | None: ...
+
+    @property
+    def throttle(self) -> bool:
+        """the firmware's throttle bits can be read"""
+
+    @property
+    def undervoltage(self) -> bool:
+        """the board has a low-voltage detector"""
+
+    @property
+    def max_clock_loss(self) -> float | None: ...
+
+    @property
+    def load_percent(self) -> float | None: ...
+
+
+def gates_for(
+    limits: Limits,
+    mode: str,
+    strict: bool = False,
+    *,
+    source: str = "board",
+    sources: Sequence[str] | None = None,
+    clock_ns: float | None = None,
+) -> dict[str, Any]:
+    """What the agent shall watch (`settings.gates`), from a profile's limits and its telemetry `sources`.
+
+    `clock_ns` is the calibrated time of the agent's arithmetic loop; without it the fastest of a session counts.
+    A board is refused for what disturbs it; a developer's machine (`source` "local") waits shortly and is measured with
+    a flag, since nobody has an idle laptop, unless `strict`. Raises `UserError` for an unknown mode.
+    """
+    settings = mode_settings(mode)
+    lenient = source == "local" and not strict
+    flag_only = list(policy.KINDS) if lenient else [] if settings.heat_refuses or strict else ["gate_timed_out"]
+    gates: dict[str, Any] = {
+        "start_celsius": limits.start_celsius,
+        "stop_celsius": limits.stop_celsius,
+        "throttle": limits.throttle,
+        "undervoltage": limits.undervoltage,
+        "max_clock_loss": limits.max_clock_loss,
+        "clock_ns": clock_ns,
+        "load_percent": limits.load_percent,
+        "wait_seconds": settings.local_wait_seconds if lenient else settings.gate_wait_seconds,
+        "load_wait_seconds": settings.local_wait_seconds if lenient else settings.gate_load_wait_seconds,
+        "poll_seconds": min(2.0, settings.local_wait_seconds) if lenient else 2.0,
+        "retries": settings.gate_retries,
+        "flag_only": flag_only,
+    }
+    if sources is not None:
+        gates["sources"] = list(sources)
+    return gates
 
 
 class Meter(Protocol):

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import io
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from rlprune_agent.protocol import MEASUREMENT_VERSION, Message
-from rlprune_edge.device import trust
+from rlprune_agent.protocol import MEASUREMENT_VERSION, WAITING_PHASES, Failure, Message
+from rlprune_edge.device import golden, trust
 from rlprune_edge.device.cache import MeasurementCache, cache_key
-from rlprune_edge.device.contact import Contact
-from rlprune_edge.device.link import Link
-from rlprune_edge.device.meter import mode_settings
+from rlprune_edge.device.contact import ATTEMPTS, ATTEMPTS_REWARD, Contact
+from rlprune_edge.device.health import FAILURES_MAX, Health
+from rlprune_edge.device.link import Link, LinkBroken
+from rlprune_edge.device.meter import MODES, mode_settings
 from rlprune_edge.device.profiles import Profile
-from rlprune_edge.device.result import circumstances, process_of, times_of
-from rlprune_edge.records import Measurement
+from rlprune_edge.device.result import measurement_of, process_of, refuse_impossible, refuse_unfit, times_of
+from rlprune_edge.errors import CandidateError, DeviceError
+from rlprune_edge.records import Measurement, Process
 
 T = TypeVar("T")
 Files = dict[str, Callable[[], bytes]]
 """what may have to be sent: how to read each file, by sha256"""
 
 _MARGIN_SECONDS = 60.0  # the agent ends an overdue child 30 s after its cap; past this the agent itself hangs
+_WAIT_SECONDS = 10.0
 
 # Everything that decides latency and is the same from one boot to the next.
 _KEY_FACTS = (
@@ -42,17 +45,20 @@ _KEY_FACTS = (
     "memory_bytes",
     "min_mhz",
     "max_mhz",
+    "devfreq_max_mhz",
     "governor",
+    "power_mode",
+    "l4t",
 )
 _SWEEP = {"rounds": 5, "visit_ms": 2, "visit_runs": 3, "seed": 0}
 
 # A figure taken in such circumstances is used, with its flag, but not offered again for a week. A developer's machine
 # is never idle, though: there a busy figure is kept, or no run could be repeated plan by plan (finalists are timed
 # afresh).
-_NOT_KEPT = {
-    "board": frozenset({"busy", "swapping", "very_noisy", "config_changed", "capped"}),
-    "local": frozenset({"swapping", "config_changed"}),
-}
+_NOT_KEPT_ON_A_BOARD = frozenset(
+    {"busy", "swapping", "very_noisy", "config_changed", "capped", "clock_unstable", "gate_timed_out", "throttled"}
+)
+_NOT_KEPT = {"board": _NOT_KEPT_ON_A_BOARD, "local": frozenset({"swapping", "config_changed"})}
 
 
 def device_key(hello: Mapping[str, Any], *, threads: int, provider: str) -> str:
@@ -69,12 +75,25 @@ def device_key(hello: Mapping[str, Any], *, threads: int, provider: str) -> str:
 class Station(Contact):
     """A `Meter` that works through one agent."""
 
-    def __init__(self, profile: Profile, *, cache_dir: Path, threads: int | None = None) -> None:
-        super().__init__(profile.threads if threads is None else threads)
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        cache_dir: Path,
+        threads: int | None = None,
+        golden_ms: float | None = None,
+        **settings: Any,
+    ) -> None:
+        """`golden_ms`: what the golden model took when the device was calibrated; `settings` are those of `Contact`."""
+        super().__init__(profile.threads if threads is None else threads, **settings)
         self.profile = profile
+        self.health = Health(cache_dir / "health" / f"{profile.name}.json", golden_ms=golden_ms)
         self._cache_dir = cache_dir
         self._cache = MeasurementCache(cache_dir / "measurements")
         self._seconds = 0.0
+        self._run_id = secrets.token_hex(8)
+        self._jobs = 0
+        self._proving = False
 
     @property
     def key(self) -> str:
@@ -115,33 +134,49 @@ class Station(Contact):
             "threads": self.threads,
             "settings": settings.job(),
         }
-        key = cache_key(
-            graph=graph_sha256,
-            inputs={name: [str(value.dtype), list(value.shape)] for name, value in inputs.items()},
-            device=self.key,
-            source=self.profile.source,
-            mode=mode,
-            processes=settings.processes,
-            job=job,
-        )
+
+        def key_of(name: str) -> str:
+            thorough = mode_settings(name)
+            return cache_key(
+                graph=graph_sha256,
+                inputs={name: [str(value.dtype), list(value.shape)] for name, value in inputs.items()},
+                device=self.key,
+                source=self.profile.source,
+                mode=name,
+                processes=thorough.processes,
+                job=job | {"settings": thorough.job()},
+            )
+
+        key = key_of(mode)
         use_cache = mode == "reward" if use_cache is None else use_cache
-        if use_cache and (cached := self._cache.measurement(key)):
-            return cached
+        if use_cache:
+            self._cache.not_before = self.health.drifted_at
+            for name in list(MODES)[list(MODES).index(mode) :]:  # a more thorough figure answers the question as well
+                if cached := self._cache.measurement(key_of(name)):
+                    return cached
 
         files: Files = {model_sha256: lambda: _file(model, model_sha256)}
         if reference:
             files[reference[1]] = lambda: _file(*reference)
         job |= {
-            "verb": "measure",
+            "job": "measure",
             "candidate": model_sha256,
             "inputs": _add_arrays(files, inputs),
             "expected": _add_arrays(files, expected),
         }
         before = self._seconds
-        timed = [self._timed(job, files, settings.cap_seconds, process_of) for _ in range(settings.processes)]
+        attempts = ATTEMPTS_REWARD if mode == "reward" else ATTEMPTS
+
+        def fit(reply: Message) -> Process:
+            return refuse_unfit(process_of(reply), mode=mode, source=self.profile.source)
+
+        timed = [
+            self._timed(job, files, settings.cap_seconds, fit, attempts=attempts) for _ in range(settings.processes)
+        ]
         processes, replies = tuple(process for process, _ in timed), [reply for _, reply in timed]
-        memory_mb, memory_delta_mb = trust.memory_mb(processes)
-        measurement = Measurement(
+        measurement = measurement_of(
+            processes,
+            replies,
             source=self.profile.source,
             device=self.profile.name,
             mode=mode,
@@ -149,30 +184,18 @@ class Station(Contact):
             model_sha256=model_sha256,
             graph_sha256=graph_sha256,
             reference_sha256=reference[1] if reference else None,
-            latency_ms=trust.latency(processes),
-            reference_ms=trust.reference_latency(processes),
-            speedup=trust.speedup(processes),
-            percentiles_ms=trust.percentiles(processes),
-            memory_mb=memory_mb,
-            memory_delta_mb=memory_delta_mb,
-            max_output_difference=max(float(reply["result"]["max_output_difference"]) for reply in replies),
-            flags=tuple(sorted(set(trust.flags(processes)) | circumstances(replies))),
-            processes=processes,
-            vitals_before=dict(replies[0]["vitals_before"]),
-            vitals_after=dict(replies[-1]["vitals_after"]),
             versions=self._versions(),
             device_seconds=self._seconds - before,
-            measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
             options={
-                "session": replies[0]["result"]["options"],
                 "settings": settings.job(),
                 "tolerance": tolerance,
                 "isolation": self.facts["isolation"],
                 "device_key": self.key,
             },
         )
+        refuse_impossible(measurement)
         # One taken past the cache stays out of it: a run that is repeated must find what the first one found.
-        if use_cache and not _NOT_KEPT[self.profile.source] & set(measurement.flags):
+        if use_cache and not _NOT_KEPT.get(self.profile.source, _NOT_KEPT_ON_A_BOARD) & set(measurement.flags):
             self._cache.keep_measurement(key, measurement)
         return measurement
 
@@ -185,12 +208,13 @@ class Station(Contact):
         names = [hashlib.sha256(data).hexdigest() for data in models]
         contents = dict(zip(names, models, strict=True))
         keys = {sha256: cache_key(model=sha256, device=self.key, sweep=_SWEEP) for sha256 in contents}
+        self._cache.not_before = self.health.drifted_at
         cached = {sha256: self._cache.time_ns(key) for sha256, key in keys.items()}
         times = {sha256: value for sha256, value in cached.items() if value is not None}
         unknown = [sha256 for sha256 in contents if sha256 not in times]
         if unknown:
             cap_seconds = 30.0 + len(unknown)
-            job = {"verb": "sweep", "models": unknown, "threads": self.threads, "cap_seconds": cap_seconds, **_SWEEP}
+            job = {"job": "sweep", "models": unknown, "threads": self.threads, "cap_seconds": cap_seconds, **_SWEEP}
             files: Files = {sha256: lambda data=contents[sha256]: data for sha256 in unknown}  # type: ignore[misc]
             found, _ = self._timed(job, files, cap_seconds, lambda reply: times_of(reply, len(unknown)))
             for sha256, value in zip(unknown, found, strict=True):
@@ -198,30 +222,126 @@ class Station(Contact):
                 self._cache.keep_time_ns(keys[sha256], value)
         return [times[name] for name in names]
 
+    def golden_ms(self) -> float:
+        """Milliseconds of the golden model, measured now; what `golden_ms` is calibrated with.
+
+        Raises `CandidateError` for a device that computes it wrongly, `DeviceError`.
+        """
+        settings = mode_settings("reward")
+        files: Files = {golden.sha256(): golden.model}
+        job = {
+            "job": "measure",
+            "candidate": golden.sha256(),
+            "reference": None,
+            "inputs": _add_arrays(files, golden.inputs()),
+            "expected": _add_arrays(files, golden.expected()),
+            "tolerance": 0.0,
+            "threads": self.threads,
+            "settings": settings.job(),
+        }
+        process, _ = self._timed(job, files, settings.cap_seconds, process_of)
+        return trust.latency([process]).value
+
+    def _ensure_fit(self) -> None:
+        if self._proving or not self.health.golden_run_due():
+            return
+        failures = self.health.failures
+        self._proving = True
+        try:
+            reason = self.health.judge(self.golden_ms())
+        except CandidateError as error:
+            reason = f"it fails the golden model: {error}"
+        except DeviceError as error:
+            if failures < FAILURES_MAX and not self.health.quarantined:
+                raise
+            reason = f"the golden model cannot be measured: {error}"
+        finally:
+            self._proving = False
+        if reason is None:
+            return
+        self.health.quarantine(reason)
+        after = f" after {failures} failures in a row (the last: {self.health.last})" if failures else ""
+        raise DeviceError(
+            "device_quarantined",
+            f"{self._where()} is not used{after}: {reason}. It is tried again whenever it is asked for; "
+            f"`rlprune-edge device check {self.profile.name}` says what is wrong with it.",
+        )
+
+    def _failed(self, kind: str) -> None:
+        if not self._proving:
+            self.health.failed(kind)
+
+    def _rebooted(self) -> None:
+        self.health.rebooted()
+
     def _timed(
         self,
         job: Mapping[str, Any],
         files: Files,
         cap_seconds: float,
         read: Callable[[Message], T],
+        *,
+        attempts: int = ATTEMPTS_REWARD,
     ) -> tuple[T, Mapping[str, Any]]:
-        """Run one job that occupies the device; what `read` makes of the reply, and the reply's header."""
+        """Run one job that occupies the device; what `read` makes of the reply, and the reply's header.
 
-        def work(link: Link) -> tuple[T, Mapping[str, Any]]:
+        The job has an id of its own for each attempt, so that a connection that breaks, at whatever point, leads back
+        to the same job and never to a second one.
+        """
+        self._jobs += 1
+        name = f"{self._run_id}{self._jobs:08x}"
+
+        def work(link: Link, attempt: int) -> tuple[T, Mapping[str, Any]]:
+            job_id = f"{name}{attempt:02x}"
             link.upload(files)
             began = time.monotonic()
             try:
-                reply = link.request(job, seconds=cap_seconds + _MARGIN_SECONDS)
+                link.submit(job_id, job)
+                reply = _result(link, job_id, cap_seconds)
+            except Failure as failure:
+                if failure.details.get("state") == "done":
+                    self._acknowledge(link, job_id)
+                raise
             finally:
                 self._seconds += time.monotonic() - began
-            return read(reply), reply.header
+            found = read(reply)
+            self._acknowledge(link, job_id)
+            self.health.worked()
+            return found, reply.header
 
-        return self._with_agent(work)
+        return self._with_agent(work, attempts=attempts)
+
+    def _acknowledge(self, link: Link, job_id: str) -> None:
+        """Let the agent forget a result that we have.
+
+        Whether it hears of it must not matter: asking for the job again might find it forgotten.
+        """
+        try:
+            link.acknowledge(job_id)
+        except LinkBroken:
+            self._drop()
 
     def _versions(self) -> dict[str, str]:
         hello = self.facts
         runtime = {name: str(hello["runtime"][name]) for name in ("onnxruntime", "numpy", "python")}
         return {**runtime, "agent": str(hello["agent"]), "protocol": str(hello["protocol"])}
+
+
+def _result(link: Link, job_id: str, cap_seconds: float) -> Message:
+    """Wait for the result of a job. Raises `Failure` as the job ended, `LinkBroken` if it does not end."""
+    began = time.monotonic()
+    end = began + cap_seconds + _MARGIN_SECONDS
+    last = end + sum(WAITING_PHASES.values())
+    while True:
+        asked = time.monotonic()
+        if asked >= min(end, last):
+            link.cancel(job_id)
+            raise LinkBroken("agent_crashed", f"a job of {cap_seconds:.0f} s has not ended after {asked - began:.0f} s")
+        outcome = link.wait(job_id, min(_WAIT_SECONDS, link.lease_seconds / 4))
+        if isinstance(outcome, Message):
+            return outcome
+        if outcome[1] in WAITING_PHASES:
+            end += time.monotonic() - asked
 
 
 def _file(path: Path, sha256: str) -> bytes:

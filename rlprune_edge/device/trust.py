@@ -13,9 +13,11 @@ from math import comb
 
 import numpy as np
 
-from rlprune_edge.records import Interval, Process
+from rlprune_edge.records import Ceiling, Energy, Interval, Process, Work
 
 CONFIDENCE = 0.95
+BUSY_CONFIDENCE = 0.999
+"""where other processes had to be put up with: they come in stretches, so blocks are not as independent as they look"""
 
 # Runs needed before a percentile is more than a guess (MLPerf loadgen's early stopping, no discarded run, 99 %).
 PERCENTILE_RUNS = {50.0: 1, 90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6636}
@@ -44,9 +46,23 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
     return Interval(float(np.median(ordered)), float(ordered[low - 1]), float(ordered[high - 1]))
 
 
-def _latency_ms(blocks: Blocks) -> Interval:
+def _interval(values: Sequence[float], process: Process) -> Interval:
+    """Median of block figures with its interval, a wider one where others had to be put up with.
+
+    Fewer than 11 blocks cannot give 99.9 %: then their whole range is stretched by half (of its logarithm).
+    """
+    if "busy" not in process.flags:
+        return median_interval(values)
+    found = median_interval(values, BUSY_CONFIDENCE)
+    if order_statistic_ranks(len(values), BUSY_CONFIDENCE):
+        return found
+    low, high = (found.value * (end / found.value) ** 1.5 for end in (found.low, found.high))
+    return Interval(found.value, low, high)
+
+
+def _latency_ms(blocks: Blocks, process: Process) -> Interval:
     """One process: median of block medians; the interval of block medians, or that of all samples where it is wider."""
-    of_blocks = median_interval([float(np.median(block)) for block in blocks])
+    of_blocks = _interval([float(np.median(block)) for block in blocks], process)
     of_samples = median_interval([float(sample) for block in blocks for sample in block])
     low, high = min(of_blocks.low, of_samples.low), max(of_blocks.high, of_samples.high)
     return Interval(of_blocks.value / 1e6, low / 1e6, high / 1e6)
@@ -76,21 +92,21 @@ def across(intervals: Sequence[Interval]) -> Interval:
 
 def latency(processes: Sequence[Process]) -> Interval:
     """Milliseconds of one inference of the candidate."""
-    return across([_latency_ms(p.candidate_ns) for p in processes])
+    return across([_latency_ms(p.candidate_ns, p) for p in processes])
 
 
 def reference_latency(processes: Sequence[Process]) -> Interval | None:
     """Milliseconds of one inference of the reference, `None` where there was none."""
     if not all(p.reference_ns for p in processes):
         return None
-    return across([_latency_ms(p.reference_ns) for p in processes])
+    return across([_latency_ms(p.reference_ns, p) for p in processes])
 
 
 def speedup(processes: Sequence[Process]) -> Interval | None:
     """Reference over candidate: per process the median over pairs of neighbouring blocks and its sign-test interval."""
     if not all(p.reference_ns for p in processes):
         return None
-    return across([median_interval(_ratios(p)) for p in processes])
+    return across([_interval(_ratios(p), p) for p in processes])
 
 
 def percentiles(processes: Sequence[Process]) -> dict[str, float | None]:
@@ -142,7 +158,7 @@ def flags(processes: Sequence[Process]) -> tuple[str, ...]:
     `noisy`, `very_noisy`: quartiles apart by more than 10 % and 25 % of the median; `multimodal`: several speeds;
     `correlated`: neighbouring samples alike; `not_steady`: warm-up ended by its cap; `mean_of_k`: samples are means;
     `few_blocks`: below 6 blocks, the interval is only a range; `processes_differ`: more apart than each one's own
-    interval allows.
+    interval allows; `blocks_dropped`: disturbed blocks were taken again; besides what the device flagged itself.
     """
     found: set[str] = set()
     for process in processes:
@@ -153,11 +169,36 @@ def flags(processes: Sequence[Process]) -> tuple[str, ...]:
             found.add("mean_of_k")
         if len(process.candidate_ns) < 6:
             found.add("few_blocks")
-    intervals = [median_interval(_ratios(p)) if p.reference_ns else _latency_ms(p.candidate_ns) for p in processes]
+        if process.dropped:
+            found.add("blocks_dropped")
+        found.update(process.flags)
+    intervals = [_interval(_ratios(p), p) if p.reference_ns else _latency_ms(p.candidate_ns, p) for p in processes]
     values = [i.value for i in intervals]
     if max(values) - min(values) > float(np.median([i.high - i.low for i in intervals])):
         found.add("processes_differ")
     return tuple(sorted(found))
+
+
+def fastest_possible_ms(work: Work, ceiling: Ceiling) -> float:
+    """The latency below which a figure cannot be true: 90 % of what arithmetic or memory needs, whichever is more.
+
+    Weights that fit the caches need not come from memory at every run, so only those beyond count.
+    """
+    compute = work.flops / ceiling.flops_per_second
+    memory = max(0, work.weight_bytes - ceiling.cache_bytes) / ceiling.bytes_per_second
+    return 0.9 * 1e3 * max(compute, memory)
+
+
+def reference_drift(found_ms: float, calibrated_ms: float) -> str | None:
+    """`reference_drift` above 5 % from the calibrated latency of the same model, `reference_lost` above 15 %."""
+    away = max(found_ms / calibrated_ms, calibrated_ms / found_ms) - 1
+    return "reference_lost" if away > 0.15 else "reference_drift" if away > 0.05 else None
+
+
+def energy(processes: Sequence[Process]) -> Energy | None:
+    """The process in the middle by net energy, `None` where none could measure it."""
+    known = sorted((p.energy for p in processes if p.energy is not None), key=lambda e: e.net_mj)
+    return known[len(known) // 2] if known else None
 
 
 def memory_mb(processes: Sequence[Process]) -> tuple[float | None, float | None]:

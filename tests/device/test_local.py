@@ -43,8 +43,11 @@ def _measure(device: LocalDevice, model: Any, reference: Any = None, **changes: 
 
 
 def _agents_children(device: LocalDevice) -> list[int]:
-    pid = device.agent_pid
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return _children(device.agent_pid)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
 
 
 def _wait_for(claim: Callable[[], Any], seconds: float = 20) -> Any:
@@ -226,7 +229,7 @@ def test_an_agent_that_is_gone_before_it_is_asked_is_told_by_its_last_words() ->
     link = Link(Channel(replies, requests), close=lambda: None, last_words=lambda: "no such interpreter today\n")
     try:
         with pytest.raises(LinkBroken, match=r"gone \(Broken pipe\): no such interpreter today$"):
-            link.hello()
+            link.hello("a test")
     finally:
         for end in (replies, agents_end, requests):
             os.close(end)
@@ -311,10 +314,9 @@ with LocalDevice(load_profile("local"), cache_dir=Path({str(tmp_path / "c")!r}))
     host = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     assert host.stdout is not None
     agent = int(host.stdout.readline())
-    listing = Path(f"/proc/{agent}/task/{agent}/children")
-    children = _wait_for(lambda: listing.read_text().split())
+    children = _wait_for(lambda: _children(agent))
     host.kill()
     host.communicate()
-    pids = [str(agent), *children]
+    pids = [agent, *children]
     assert len(pids) == 2
     assert _wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))

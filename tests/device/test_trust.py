@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlprune_edge.device import trust
-from rlprune_edge.records import Interval, Process
+from rlprune_edge.records import Ceiling, Interval, Process, Work
 
 _PLAIN = Process(
     candidate_ns=(),
@@ -167,6 +167,27 @@ def test_processes_that_disagree_are_flagged() -> None:
     processes = [replace(_PLAIN, candidate_ns=b) for b in blocks]
     assert "processes_differ" in trust.flags(processes)
     assert "processes_differ" not in trust.flags(processes[:2])
+
+
+@pytest.mark.parametrize("pairs", [8, 16])
+def test_a_busy_machine_has_a_wider_interval(pairs: int) -> None:
+    calm = _simulate(3, pairs=pairs, runs=8, gain=1.25)
+    busy = replace(calm, flags=("busy",))
+    for figure in (trust.latency, trust.reference_latency, trust.speedup):
+        known, doubtful = figure([calm]), figure([busy])
+        assert known is not None
+        assert doubtful is not None
+        assert doubtful.value == known.value
+        assert doubtful.low < known.low
+        assert doubtful.high > known.high
+    assert "busy" in trust.flags([busy])
+
+
+def test_weights_that_fit_the_cache_need_not_come_from_memory() -> None:
+    ceiling = Ceiling(flops_per_second=50e9, bytes_per_second=5e9, cache_bytes=1e6)
+    assert trust.fastest_possible_ms(Work(flops=1e9, weight_bytes=1e6), ceiling) == pytest.approx(0.9 * 20)
+    assert trust.fastest_possible_ms(Work(flops=1e3, weight_bytes=1e6), ceiling) == pytest.approx(0, abs=1e-4)
+    assert trust.fastest_possible_ms(Work(flops=1e3, weight_bytes=101e6), ceiling) == pytest.approx(0.9 * 20)
 
 
 def test_memory_is_that_of_the_hungriest_process() -> None:
