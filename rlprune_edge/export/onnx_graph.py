@@ -11,21 +11,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rlprune_edge.errors import CandidateError
+from rlprune_edge.export import skeleton
 from rlprune_edge.records import Group, OnnxArtifact, Op, PruningSpace, TensorSpec
-
-LARGE = 256
-"""float tensors with more elements are weights; smaller ones (shapes, scales) may decide how a graph is run"""
-
-
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
-"""operators whose inputs but the first are weights and biases, however small: BatchNorm is folded into biases"""
 
 
 def describe(path: Path, *, max_difference: float) -> OnnxArtifact:
     """Identity, inputs and outputs of an exported file. Raises CandidateError (`export_failed`): not valid ONNX."""
     data = path.read_bytes()
+    model = skeleton.read(data)
     try:
-        model = onnx.load_model_from_string(data)
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise CandidateError("export_failed", f"not a valid ONNX file: {str(error).splitlines()[0]}") from error
@@ -48,28 +42,14 @@ def sha256_of(path: Path) -> str:
 
 
 def graph_sha256(model: onnx.ModelProto) -> str:
-    """Hash of the graph and its tensors' shapes without the values of float weights, biases and other large tensors.
+    """Hash of the graph without the values of its weights: of what is sent to a board to be timed.
 
     Latency does not depend on weight values (eight kinds of values, 1.31-1.38 ms: within noise), so this is what a
     measurement belongs to. `model` is not changed.
     """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    weights = {name for node in bare.graph.node if node.op_type in WEIGHTED for name in node.input[1:]}
-    for tensor in bare.graph.initializer:
-        if tensor.name in weights or int(np.prod(tensor.dims)) > LARGE:
-            _strip(tensor)
-    for node in bare.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t") and int(np.prod(attribute.t.dims)) > LARGE:
-                _strip(attribute.t)
-    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _strip(tensor: TensorProto) -> None:
-    if tensor.data_type == TensorProto.FLOAT:
-        tensor.ClearField("raw_data")
-        tensor.ClearField("float_data")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return hashlib.sha256(skeleton.bare_model(copy)[0]).hexdigest()
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -103,10 +103,11 @@ def test_a_folder_that_is_not_there_is_for_the_user_to_mend(
         torch_export.export(network, x[:1], tmp_path / "nowhere" / "network.onnx")
 
 
-def test_a_file_that_is_no_onnx_is_not_described(tmp_path: Path) -> None:
-    (tmp_path / "empty.onnx").write_bytes(b"")
+@pytest.mark.parametrize("data", [b"", b"garbage"])
+def test_a_file_that_is_no_onnx_is_not_described(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "no.onnx").write_bytes(data)
     with pytest.raises(CandidateError) as raised:
-        onnx_graph.describe(tmp_path / "empty.onnx", max_difference=0.0)
+        onnx_graph.describe(tmp_path / "no.onnx", max_difference=0.0)
     assert raised.value.kind == "export_failed"
 
 
