@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from datetime import datetime
@@ -12,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from rlprune_edge import __version__, errors
+from rlprune_edge import __version__, cli_device, errors
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
+from rlprune_edge.places import cache_dir
 
 # torch, datasets and onnxruntime take seconds to import: every command imports its rooms when it runs, so that
 # `--help` and `device list` answer at once.
@@ -28,9 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-device_app = typer.Typer(help="The devices that candidates are measured on.", no_args_is_help=True)
 bundle_app = typer.Typer(help="Verify, inspect and run finished bundles.", no_args_is_help=True)
-app.add_typer(device_app, name="device")
+app.add_typer(cli_device.app, name="device")
 app.add_typer(bundle_app, name="bundle")
 
 
@@ -52,14 +50,6 @@ def run() -> int:
 def _fail(message: str, code: int) -> int:
     sys.stderr.write(f"error: {message}\n")
     return code
-
-
-def cache_dir() -> Path:
-    """Where trained models and measurements are kept between runs: $RLPRUNE_CACHE, else the user's cache folder."""
-    chosen = os.environ.get("RLPRUNE_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlprune-edge"
 
 
 def _version(wanted: bool) -> None:
@@ -204,32 +194,6 @@ def report_command(
         typer.echo(json.dumps(report))
     else:
         _print_summary(Console(highlight=False), run_dir, report)
-
-
-@device_app.command("list")
-def device_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the devices that can be measured on."""
-    from rlprune_edge.device.profiles import profiles
-
-    known = profiles()
-    if as_json:
-        typer.echo(json.dumps([p.model_dump() for p in known.values()]))
-        return
-    table = Table(show_edge=False, pad_edge=False, box=None)
-    for title in ("name", "threads", "what it is"):
-        table.add_column(title)
-    for p in known.values():
-        table.add_row(p.name, str(p.threads), p.title)
-    Console(highlight=False).print(table)
-
-
-@device_app.command("show")
-def device_show(name: Annotated[str, typer.Argument(help="A name from `device list`, or a TOML file.")]) -> None:
-    """Print all that is known of one device."""
-    from rlprune_edge.device.profiles import load_profile
-
-    for key, value in load_profile(name).model_dump().items():
-        typer.echo(f"{key} = {json.dumps(value)}")
 
 
 @bundle_app.command("verify")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from rlprune_edge import deliver
-from rlprune_edge.device.local import LocalDevice
-from rlprune_edge.device.profiles import load_profile
+from rlprune_edge.device.boards import check_device, load_device
+from rlprune_edge.device.station import Station
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import onnx_graph
 from rlprune_edge.journal import Journal
@@ -40,6 +40,7 @@ ENDS = {
     "exhausted": "there is nothing left to try",
 }
 PROBE_INPUTS = 2
+UNGATED = "what else went on on the board (heat, throttling, load) was recorded with each figure, but refused none"
 IMPORTANCE_INPUTS = 512
 IMPORTANCE_BATCH = 32
 
@@ -68,12 +69,12 @@ def prepared(
     request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path
 ) -> Iterator[tuple[Run, tuple[WidthTimes, ...]]]:
     """A run that is ready to evaluate plans: trial 0 measured, the widths that pay known; with the board's table."""
-    profile = load_profile(request.device)  # a wrong name is said before anything is trained
+    check_device(request.device)  # a wrong name is said before anything is trained
     torch.manual_seed(request.seed)
     watcher.stage(f"task {request.task}")
     task = load_task(request.task, data=request.data, seed=request.seed, cache_dir=cache_dir)
     loaded = _load_model(request, task, cache_dir, watcher)
-    with LocalDevice(profile, cache_dir=cache_dir, threads=request.threads) as device:
+    with load_device(request.device, cache_dir=cache_dir, threads=request.threads) as device:
         run = _open(request, folder, watcher, task, loaded, device)
         watcher.stage("trial 0: the uncut model")
         run.evaluate(run.space.uncut())
@@ -95,7 +96,7 @@ def _load_model(request: Request, task: Task, cache_dir: Path, watcher: Watcher)
 
 
 def _open(
-    request: Request, folder: RunFolder, watcher: Watcher, task: Task, loaded: LoadedModel, device: LocalDevice
+    request: Request, folder: RunFolder, watcher: Watcher, task: Task, loaded: LoadedModel, device: Station
 ) -> Run:
     """List what can be cut, rank the channels, draw the inputs that all candidates share."""
     watcher.stage(f"what can be cut from {loaded.name}")
@@ -133,7 +134,7 @@ def _open(
         calibration=calibration,
         probe_input=torch.cat([example, calibration[0][: PROBE_INPUTS - 1]]),
         compute=compute,
-        notes=[*task.notes, *loaded.notes],
+        notes=[*task.notes, *loaded.notes, *(() if device.profile.source == "local" else (UNGATED,))],
     )
 
 

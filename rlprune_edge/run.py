@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlprune_edge.device.local import LocalDevice
+from rlprune_edge.device.station import Station
 from rlprune_edge.errors import BudgetSpent, CandidateError, UserError
 from rlprune_edge.export import onnx_graph, parity, torch_export
 from rlprune_edge.journal import Journal
@@ -46,7 +46,7 @@ class Run:
     watcher: Watcher
     task: Task
     loaded: LoadedModel
-    device: LocalDevice
+    device: Station
     journal: Journal
     groups: tuple[graph.CoupledGroup, ...]
     space: PruningSpace

@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
-SPINE = {"rlprune_edge/run.py", "rlprune_edge/compress.py", "rlprune_edge/deliver.py", "rlprune_edge/cli.py"}
+SPINE = {f"rlprune_edge/{name}.py" for name in ("run", "compress", "deliver", "cli", "cli_device")}
 HOMES = {
     "torch_pruning": ("rlprune_edge/prune/graph.py",),
-    "onnx": ("rlprune_edge/export/onnx_graph.py",),
+    "onnx": ("rlprune_edge/export/onnx_graph.py", "rlprune_edge/export/skeleton.py"),  # reads; leaves weights out
     "onnxruntime": (
         "rlprune_edge/export/parity.py",
         "rlprune_edge/bundle/predict_template.py",  # runs without us
@@ -28,8 +28,9 @@ HOMES = {
     "sklearn": ("rlprune_edge/tasks/digits.py",),
     "safetensors": ("rlprune_edge/tasks/weights.py",),
     "plotly": ("rlprune_edge/report_html.py",),
-    "typer": ("rlprune_edge/cli.py",),
-    "rich": ("rlprune_edge/cli.py", "rlprune_edge/console.py"),
+    "paramiko": ("rlprune_edge/device/ssh.py", "rlprune_edge/device/ssh_login.py"),
+    "typer": ("rlprune_edge/cli.py", "rlprune_edge/cli_device.py"),
+    "rich": ("rlprune_edge/cli.py", "rlprune_edge/cli_device.py", "rlprune_edge/console.py"),
 }
 TORCH = ("rlprune_edge/tasks/", "rlprune_edge/prune/", "rlprune_edge/export/", "rlprune_edge/search/ppo.py")
 
@@ -88,6 +89,72 @@ def test_the_rule_sees_an_offence(tmp_path: Path, name: str, source: str, compla
     spoiled = tmp_path / "x.py"
     spoiled.write_text(source)
     assert complaint in "".join(offences(spoiled, name))
+
+
+def unsafe(path: Path) -> list[str]:
+    """Where a file would trust any host key, or hand a text that was put together to a shell, here or on a board."""
+    wrong = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+        if name in ("AutoAddPolicy", "WarningPolicy", "MissingHostKeyPolicy"):
+            wrong.append(f"{name} trusts host keys that nobody has seen")
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+        first = node.args[0] if node.args else None
+        if called == "set_missing_host_key_policy" and "RejectPolicy" not in ast.unparse(node):
+            wrong.append("a policy for unknown host keys other than RejectPolicy")
+        if ast.unparse(node.func) in ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"):
+            wrong.append(f"{called} runs a shell")
+        if any(
+            k.arg == "shell" and not (isinstance(k.value, ast.Constant) and not k.value.value) for k in node.keywords
+        ):
+            wrong.append("shell=True")
+        # A command for a board is a constant; what varies goes over its standard input.
+        if called in ("converse", "exec_command") or (called == "run" and isinstance(first, ast.JoinedStr | ast.BinOp)):
+            named = isinstance(first, ast.Name) and (first.id.isupper() or first.id == "command")
+            wrong += (
+                []
+                if named or isinstance(first, ast.Constant)
+                else [f"a command that is put together: {ast.unparse(node)}"]
+            )
+    return wrong
+
+
+def test_no_host_key_is_trusted_unseen_and_no_command_is_put_together() -> None:
+    found = [f"{path.relative_to(ROOT)}: {wrong}" for path in files() for wrong in unsafe(path)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("client.set_missing_host_key_policy(paramiko.AutoAddPolicy())", "AutoAddPolicy trusts"),
+        ("from paramiko import WarningPolicy\np = WarningPolicy()", "WarningPolicy trusts"),
+        ("client.set_missing_host_key_policy(mine)", "other than RejectPolicy"),
+        ("subprocess.run('ls', shell=True)", "shell=True"),
+        ("subprocess.run('ls', shell=wanted)", "shell=True"),
+        ("os.system('ls')", "runs a shell"),
+        ("session.run(f'rm {path}', seconds=1)", "put together"),
+        ("session.run('rm ' + path, seconds=1)", "put together"),
+        ("session.converse('agent %s' % word)", "put together"),
+        ("session.converse(words.pop())", "put together"),
+    ],
+)
+def test_the_second_rule_sees_an_offence(tmp_path: Path, source: str, complaint: str) -> None:
+    spoiled = tmp_path / "x.py"
+    spoiled.write_text(source)
+    assert complaint in "".join(unsafe(spoiled))
+
+
+def test_the_second_rule_lets_the_rest_pass(tmp_path: Path) -> None:
+    fine = tmp_path / "x.py"
+    fine.write_text(
+        "client.set_missing_host_key_policy(paramiko.RejectPolicy())\n"
+        "subprocess.run(['ls', path], shell=False)\n"
+        "session.converse(_AGENT)\nsession.run('uname -m', seconds=1)\n"
+    )
+    assert unsafe(fine) == []
 
 
 @pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], ["device", "list"], ["--version"]])

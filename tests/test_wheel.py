@@ -57,6 +57,11 @@ def test_the_device_profiles_and_the_licence_travel_along(unpacked: Path) -> Non
     for profile in ROOT.glob("device_profiles/*.toml"):
         assert (unpacked / "rlprune_edge" / "device_profiles" / profile.name).read_bytes() == profile.read_bytes()
     assert (unpacked / "rlprune_edge" / "device_profiles" / "local.toml").is_file()
+    units = sorted(ROOT.glob("agents/systemd/*"))
+    assert [(unpacked / "rlprune_edge" / "systemd" / unit.name).read_bytes() for unit in units] == [
+        unit.read_bytes() for unit in units
+    ]
+    assert len(units) == 3
     (licence,) = metadata(unpacked).rglob("LICENSE")
     assert licence.read_text() == (ROOT / "LICENSE").read_text()
 

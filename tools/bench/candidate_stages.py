@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 from rlprune_edge import request as requests
-from rlprune_edge.cli import cache_dir
 from rlprune_edge.compress import prepared
+from rlprune_edge.places import cache_dir
 from rlprune_edge.progress import Silent
 from rlprune_edge.records import Plan, PruningSpace, Trial
 from rlprune_edge.run_folder import RunFolder
