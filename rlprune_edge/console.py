@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.status import Status
@@ -12,7 +15,11 @@ from rlprune_edge.records import Trial
 
 
 class ConsoleWatcher:
-    """A `progress.Watcher` that prints; on a terminal the newest line of a long stage stays in place."""
+    """A `progress.Watcher` that prints; on a terminal the newest line of a long stage stays in place.
+
+    While it is entered it also remembers Ctrl-C: a KeyboardInterrupt that falls into a callback or a finaliser of some
+    library is lost there, and then the next thing there is to tell raises it again.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -20,8 +27,14 @@ class ConsoleWatcher:
         self._stage_began = time.perf_counter()
         self._fresh = 0
         self._fresh_began = 0.0
+        self._interrupted = False
+        self._handler_before: Any = None
 
     def __enter__(self) -> ConsoleWatcher:
+        # Where it is ignored (a job in a shell's background) it stays so; only the main thread may ask.
+        usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if usual and threading.current_thread() is threading.main_thread():
+            self._handler_before = signal.signal(signal.SIGINT, self._interrupt)
         if self._console.is_terminal:
             self._status = self._console.status("")
             self._status.start()
@@ -30,11 +43,22 @@ class ConsoleWatcher:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._handler_before is not None:
+            signal.signal(signal.SIGINT, self._handler_before)
         if self._status:
             self._status.stop()
 
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def _heed(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+
     def stage(self, text: str) -> None:
         """A new stage of the run begins."""
+        self._heed()
         self._stage_began = time.perf_counter()
         self._fresh = 0
         self._console.print(f"- {text}", style="bold", soft_wrap=True)
@@ -42,10 +66,12 @@ class ConsoleWatcher:
 
     def note(self, text: str) -> None:
         """Something a reader should know about the stage."""
+        self._heed()
         self._console.print(f"  {text}", soft_wrap=True)
 
     def step(self, text: str, done: int, total: int) -> None:
         """Progress inside a stage, such as an epoch of training."""
+        self._heed()
         left = (time.perf_counter() - self._stage_began) / max(1, done) * (total - done)
         line = f"{text} ({done}/{total}" + (f", {_duration(left)} left)" if done < total else ")")
         self._live(line) if self._status and done < total else self._console.print(f"  {line}", soft_wrap=True)
@@ -65,6 +91,7 @@ class ConsoleWatcher:
             self._live(found)
         else:
             self._console.print(f"  {found}", soft_wrap=True)
+        self._heed()
 
     def _live(self, text: str) -> None:
         if self._status:
