@@ -20,6 +20,9 @@ from rlprune_edge.places import cache_dir
 # torch, datasets and onnxruntime take seconds to import: every command imports its rooms when it runs, so that
 # `--help` and `device list` answer at once.
 
+PROVIDER = "What runs the model there: cpu, cuda or tensorrt. [default: the device's]"
+STRICT = "Refuse this machine, too, while other work disturbs it, instead of a flag and a wider interval."
+
 app = typer.Typer(
     name="rlprune-edge",
     help="Compress a trained model until it meets a latency budget on your own board, measured there.",
@@ -74,6 +77,8 @@ def compress(
     data: Annotated[str | None, typer.Option(help="Local folder (or hub id) of the data set.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to measure; see `rlprune-edge device list`.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of an inference on the device.")] = None,
+    provider: Annotated[str | None, typer.Option(help=PROVIDER)] = None,
+    strict: Annotated[bool | None, typer.Option("--strict", help=STRICT)] = None,
     target_speedup: Annotated[float | None, typer.Option(help="Times faster than the uncut model, e.g. 2.")] = None,
     target_latency: Annotated[str | None, typer.Option(help="Latency of one inference, e.g. 30ms.")] = None,
     max_memory: Annotated[str | None, typer.Option(help="Peak memory on the device, e.g. 200MB.")] = None,
@@ -179,6 +184,77 @@ def _print_summary(console: Console, folder: Path, report: dict[str, Any]) -> No
     for line in summary_lines(report):
         console.print(line, soft_wrap=True, markup=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command("measure")
+def measure_command(
+    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    other: Annotated[Path | None, typer.Argument(help="Another one, to be compared with.")] = None,
+    device: Annotated[str, typer.Option(help="Where to measure, e.g. pi4, or pi4-a,pi4-b for several.")] = "local",
+    mode: Annotated[
+        str, typer.Option(help="How thoroughly: reward (seconds), verify (a minute), report (minutes).")
+    ] = "verify",
+    threads: Annotated[int | None, typer.Option(help="Threads of an inference. [default: the device's]")] = None,
+    provider: Annotated[str | None, typer.Option(help=PROVIDER)] = None,
+    strict: Annotated[bool, typer.Option("--strict", help=STRICT)] = False,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Shape of an input with free dimensions: input_ids=1x128.")
+    ] = None,
+    inputs: Annotated[Path | None, typer.Option(help="A .npz file with arrays for inputs, by name.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="How far outputs may be from this machine's, as a share of the largest.")
+    ] = 1e-3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every sample on stdout.")] = False,
+) -> None:
+    """Measure any ONNX file on a device: latency with its interval, memory, first run; two files: which is faster.
+
+    Exit codes: 0 measured, 2 bad input or a model that the device cannot run, 3 the device failed.
+    """
+    from rlprune_edge import measure as measuring
+    from rlprune_edge import measure_words
+
+    question = measuring.Question(
+        models=(model, other) if other else (model,),
+        mode=mode,
+        threads=threads,
+        provider=provider,
+        strict=strict,
+        shapes=dict(_shape(text) for text in shape or ()),
+        given=_arrays(inputs) if inputs else None,
+        tolerance=tolerance,
+    )
+    answers = measuring.measure(
+        question, device, cache_dir=cache_dir(), tell=lambda text: typer.echo(f"- {text}", err=True)
+    )
+    if as_json:
+        typer.echo(json.dumps(measuring.as_json(answers)))
+        return
+    for answer in answers:
+        for line in measure_words.lines(answer.device, answer.measurements, question.models):
+            typer.echo(line)
+        if answer.verdict and other:
+            said = measure_words.verdict_lines(
+                answer.verdict, model, other, calibrated=answer.calibrated, device=answer.device
+            )
+            for line in said:
+                typer.echo(line)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    if not name or not all(size.isdecimal() for size in sizes.split("x")):
+        raise UserError(f"--shape {text} is not understood: write NAME=1x128")
+    return name, tuple(int(size) for size in sizes.split("x"))
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the arrays in {path}: {error}; make them with numpy.savez") from error
 
 
 @app.command("report")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from rlprune_edge import deliver
-from rlprune_edge.device.boards import check_device, load_device
+from rlprune_edge.device.boards import check_device, load_devices
+from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import onnx_graph
@@ -40,7 +41,6 @@ ENDS = {
     "exhausted": "there is nothing left to try",
 }
 PROBE_INPUTS = 2
-UNGATED = "what else went on on the board (heat, throttling, load) was recorded with each figure, but refused none"
 IMPORTANCE_INPUTS = 512
 IMPORTANCE_BATCH = 32
 
@@ -74,7 +74,13 @@ def prepared(
     watcher.stage(f"task {request.task}")
     task = load_task(request.task, data=request.data, seed=request.seed, cache_dir=cache_dir)
     loaded = _load_model(request, task, cache_dir, watcher)
-    with load_device(request.device, cache_dir=cache_dir, threads=request.threads) as device:
+    with load_devices(
+        request.device,
+        cache_dir=cache_dir,
+        threads=request.threads,
+        provider=request.provider,
+        strict=request.strict,
+    ) as device:
         run = _open(request, folder, watcher, task, loaded, device)
         watcher.stage("trial 0: the uncut model")
         run.evaluate(run.space.uncut())
@@ -96,7 +102,7 @@ def _load_model(request: Request, task: Task, cache_dir: Path, watcher: Watcher)
 
 
 def _open(
-    request: Request, folder: RunFolder, watcher: Watcher, task: Task, loaded: LoadedModel, device: Station
+    request: Request, folder: RunFolder, watcher: Watcher, task: Task, loaded: LoadedModel, device: Station | Fleet
 ) -> Run:
     """List what can be cut, rank the channels, draw the inputs that all candidates share."""
     watcher.stage(f"what can be cut from {loaded.name}")
@@ -134,7 +140,7 @@ def _open(
         calibration=calibration,
         probe_input=torch.cat([example, calibration[0][: PROBE_INPUTS - 1]]),
         compute=compute,
-        notes=[*task.notes, *loaded.notes, *(() if device.profile.source == "local" else (UNGATED,))],
+        notes=[*task.notes, *loaded.notes],
     )
 
 

@@ -182,6 +182,21 @@ class OnnxArtifact:
     outputs: tuple[TensorSpec, ...]
     max_difference: float
     """largest absolute difference between ONNX Runtime's and torch's outputs on the check inputs"""
+    work: Work | None = None
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """An ONNX graph without its weights: what a board needs to time a model."""
+
+    data: bytes
+    """what travels: the ONNX file without values, packed by zlib"""
+    stripped: int
+    """tensors whose values were left out"""
+    graph_bytes: int
+    """before packing"""
+    full_bytes: int
+    """of the file it was made from, which is what it grows back to on the board"""
 
 
 @dataclass(frozen=True)
@@ -325,6 +340,8 @@ class Measurement:
     """what it was measured with: the session's options, the mode's settings, tolerance, isolation, device key"""
     energy: Energy | None = None
     """of the process in the middle, by net energy; `None` without a sensor, or where it was not asked for"""
+    others: tuple[Measurement, ...] = ()
+    """of the same model on further boards of the same kind, which were faster"""
 
     @property
     def impossible(self) -> bool:

@@ -31,6 +31,9 @@ class Request(BaseModel):
     data: str | None = None
     device: str = "local"
     threads: int | None = Field(None, ge=1)
+    provider: str | None = None
+    strict: bool = False
+    """a developer's machine is refused, too, for what disturbs it"""
 
     target_speedup: float | None = None
     target_latency_ms: float | None = None

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import BudgetSpent, CandidateError, UserError
-from rlprune_edge.export import onnx_graph, parity, torch_export
+from rlprune_edge.export import onnx_graph, parity, skeleton, torch_export
 from rlprune_edge.journal import Journal
 from rlprune_edge.progress import Watcher
 from rlprune_edge.prune import cut, graph, importance, recover, space
@@ -46,7 +47,7 @@ class Run:
     watcher: Watcher
     task: Task
     loaded: LoadedModel
-    device: Station
+    device: Station | Fleet
     journal: Journal
     groups: tuple[graph.CoupledGroup, ...]
     space: PruningSpace
@@ -109,8 +110,8 @@ class Run:
                 quality = self.task.score(candidate.module, "search", limit=self.request.search_images)
             artifact, outputs = self.export(candidate.module, path, seconds)
             with timed(seconds, "measure"):
-                mode = "verify" if uncut else "reward"
-                measurement = self.measure(artifact, outputs, mode, alone=uncut, use_cache=True)
+                mode = self._baseline_mode if uncut else "reward"
+                measurement = self.measure(artifact, outputs, mode, alone=uncut, searching=True)
         except CandidateError as error:
             failure = Failure(error.kind, str(error))
             if uncut:
@@ -165,23 +166,39 @@ class Run:
         mode: str,
         *,
         alone: bool = False,
-        use_cache: bool,
+        searching: bool = False,
     ) -> Measurement:
         """Time an exported candidate on the device, in turns with the uncut model (`alone`: without it).
 
-        `use_cache`: take the figure of an earlier run for the same graph. The search does, so that the same seed finds
-        the same plans again; what is claimed of finalists and the winner is measured now.
+        `searching`: take the figure of an earlier run for the same graph, so that the same seed finds the same plans
+        again, and send a board the graph without its weights. What is claimed of finalists and the winner is measured
+        now, with their own.
         """
+        path = Path(artifact.path)
+        bare = searching and not alone and self.device.profile.source != "local"
         return self.device.measure(
-            Path(artifact.path),
+            path,
             model_sha256=artifact.sha256,
             graph_sha256=artifact.graph_sha256,
             reference=None if alone else self._reference(),
             inputs={torch_export.INPUT: self.probe_input[:1].numpy()},
             expected=outputs,
             mode=mode,
-            use_cache=use_cache,
+            use_cache=searching,
+            skeleton=skeleton.strip(path.read_bytes()) if bare else None,
+            work=artifact.work,
+            reference_ms=None if alone else self.baseline.latency_ms,
         )
+
+    @property
+    def _baseline_mode(self) -> str:
+        """How thoroughly trial 0 is measured.
+
+        Its own milliseconds count for a target in milliseconds, and on a board, where they show later whether it still
+        is what it was. Where candidates are judged by ratios to it alone, a first look will do.
+        """
+        absolute = self.request.target.latency_ms is not None or self.device.profile.source != "local"
+        return "verify" if absolute else "reward"
 
     def _reference(self) -> tuple[Path, str]:
         """The uncut model's file in this folder, and its hash; written again if somebody tidied it away."""

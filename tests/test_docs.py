@@ -10,13 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import typer
+from onnx import TensorProto, helper, numpy_helper
 
 from rlprune_edge.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+BOARDS = (ROOT / "docs" / "boards.md").read_text()
 OWN_TASK = (ROOT / "docs" / "own-task.md").read_text()
 DATA = ROOT.parent / "shared"
 
@@ -44,6 +48,7 @@ def scripts(page: str) -> list[str]:
 
 JOBS = [[c for c in block if not c.startswith("./")] for block in blocks(README)]
 JOBS = [job for job in JOBS if job]
+COMPRESSIONS = [job for job in JOBS if job[0].startswith("rlprune-edge compress")]
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +90,27 @@ def test_the_readme_shows_the_commands_that_matter() -> None:
         assert words in shown
 
 
-@pytest.mark.parametrize("job", JOBS, ids=[re.sub(r"\W+", "-", " ".join(job[0].split()[:4])) for job in JOBS])
+def a_model(path: Path, width: int) -> None:
+    """A reader's own file."""
+    weight = numpy_helper.from_array(np.ones((width, width), np.float32) / width, "a")
+    value = helper.make_tensor_value_info
+    ends = [value("x", TensorProto.FLOAT, ["n", width])], [value("y", TensorProto.FLOAT, ["n", width])]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "a"], ["y"])], "g", *ends, [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+
+
+def test_the_readmes_measurements_run(cache: Path, tmp_path: Path) -> None:
+    (job,) = [job for job in JOBS if job[0].startswith("rlprune-edge measure")]
+    a_model(tmp_path / "model.onnx", 512)
+    a_model(tmp_path / "other.onnx", 64)
+    said = [run(f"{command} --mode reward", tmp_path, cache) for command in job]
+    assert "latency" in said[0]
+    assert "verdict: slower" in said[1]
+
+
+@pytest.mark.parametrize(
+    "job", COMPRESSIONS, ids=[re.sub(r"\W+", "-", " ".join(job[0].split()[:4])) for job in COMPRESSIONS]
+)
 def test_the_readmes_commands_run_in_their_order(job: list[str], cache: Path, tmp_path: Path) -> None:
     if any("../shared/data" in command for command in job):
         if not (DATA / "data").is_dir():
@@ -131,6 +156,15 @@ def test_the_commands_of_the_page_on_own_tasks_run_in_their_order(cache: Path, t
 # ---------------------------------------------------------------- flags
 
 
+def device_flags() -> dict[str, set[str]]:
+    """The same of the `device` commands."""
+    group = typer.main.get_command(app).commands["device"]  # type: ignore[attr-defined]
+    return {
+        name: {spelling for parameter in command.params for spelling in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in group.commands.items()
+    }
+
+
 def flags_of(command: str) -> set[str]:
     """All spellings of a command's options, as typer knows them."""
     group = typer.main.get_command(app)
@@ -144,6 +178,13 @@ def test_every_flag_the_readme_names_exists() -> None:
     assert len(in_table) >= 8
     in_text = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help", "--golden"}
     assert sorted((in_table | in_text) - flags_of("compress")) == []
+
+
+def test_every_flag_of_the_page_on_boards_exists() -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", BOARDS))
+    known = flags_of("compress") | flags_of("measure") | {flag for flags in device_flags().values() for flag in flags}
+    assert named
+    assert sorted(named - known) == []
 
 
 def test_every_agent_the_readme_names_exists() -> None:

@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
-SPINE = {f"rlprune_edge/{name}.py" for name in ("run", "compress", "deliver", "cli", "cli_device")}
+SPINE = {f"rlprune_edge/{name}.py" for name in ("run", "compress", "deliver", "measure", "cli", "cli_device")}
 HOMES = {
     "torch_pruning": ("rlprune_edge/prune/graph.py",),
-    "onnx": ("rlprune_edge/export/onnx_graph.py", "rlprune_edge/export/skeleton.py"),  # reads; leaves weights out
+    "onnx": tuple(f"rlprune_edge/export/{name}.py" for name in ("onnx_graph", "skeleton", "work")),
     "onnxruntime": (
-        "rlprune_edge/export/parity.py",
+        "rlprune_edge/export/host.py",
         "rlprune_edge/bundle/predict_template.py",  # runs without us
         "agents/rlprune_agent/runtime.py",
     ),

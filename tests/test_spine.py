@@ -108,6 +108,7 @@ def test_every_trial_went_through_every_stage(whole: tuple[Path, str]) -> None:
 
 
 def test_kill_9_then_resume_gives_the_same_journal(cache: Path, tmp_path: Path) -> None:
+    """F6: what was measured before is not measured again."""
     whole = tmp_path / "whole"
     assert finish([*WEIGHTED, "--out", str(whole)], cache)[0] == 0
     folder = tmp_path / "killed"
@@ -119,10 +120,12 @@ def test_kill_9_then_resume_gives_the_same_journal(cache: Path, tmp_path: Path) 
     process.kill()
     process.communicate()
     reached = len(plans(folder))
+    before = journal.read_bytes()
     assert 4 <= reached < len(plans(whole)), "it has to be killed in the middle of the search"
     code, out, err = finish(["--resume", str(folder)], cache)
     assert code == 0, out + err
     assert plans(folder) == plans(whole)
+    assert journal.read_bytes().startswith(before)
 
 
 def test_ctrl_c_leaves_a_whole_journal_and_says_how_to_go_on(cache: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ the reason. Everything is read between blocks, never while the clock runs.
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Tuple
+from typing import Any, Callable, Iterator, Tuple
 
 from rlprune_agent.policy import Policy
 from rlprune_agent.protocol import Failure
@@ -35,9 +35,11 @@ _WEAK_SUPPLY = "the supply voltage is too low: use the board's official power su
 class Gates:
     """Watches one measuring process: `open`, `begin`, then `check` after blocks, `finish`."""
 
-    def __init__(self, policy: Policy, world: World) -> None:
+    def __init__(self, policy: Policy, world: World, on_wait: Callable[[bool], None] = lambda _: None) -> None:
+        """`on_wait` hears when waiting for the board begins (true) and ends."""
         self._policy = policy
         self._world = world
+        self._on_wait = on_wait
         self._heat_left = policy.wait_seconds
         self._load_left = policy.load_wait_seconds
         self._row = 0
@@ -57,8 +59,10 @@ class Gates:
 
     def open(self) -> None:
         """Wait until the board is cool, quiet and well fed. Raises `Failure` where the policy does not let it pass."""
+        self._on_wait(True)
         self._start = self._world.read_all()
         self._wait()
+        self._on_wait(False)
 
     def begin(self) -> None:
         """From here on it counts: what was seen before is no disturbance of a block."""
@@ -99,8 +103,10 @@ class Gates:
             raise Failure(kind, f"{text} (blocks were dropped for it {times} times)")
         if self._left(kind) <= 0:
             raise Failure(kind, f"{text} (and no more time may be spent on waiting)")
+        self._on_wait(True)
         self._pause(kind)
         self._wait()
+        self._on_wait(False)
 
     def finish(self) -> None:
         """The last look. Raises `Failure` if the board was reconfigured meanwhile."""
@@ -216,7 +222,7 @@ class Gates:
         if percent is not None and percent > self._policy.load_percent:
             text = "other processes use the board: {:.0f} % of a CPU, {:g} % is allowed; stop them, or measure later"
             yield "busy", text.format(percent, self._policy.load_percent)
-        elif runnable is not None and runnable > 1:
+        elif runnable is not None and 100 * (runnable - 1) > self._policy.load_percent:
             yield (
                 "busy",
                 f"other processes use the board: {runnable - 1} of them want a CPU; stop them, or measure later",

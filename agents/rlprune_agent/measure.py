@@ -141,7 +141,7 @@ def measure(job: dict[str, Any], tell: Tell) -> None:
     energy_too, policy = wants_energy(settings), policy_of(settings)
     world = ThisDevice(Path(job.get("root", "/")), policy.sources if policy else None)
     deadline_ns = world.now_ns() + settings["cap_seconds"] * 1e9
-    gate = Gates(policy, world) if policy else None
+    gate = Gates(policy, world, lambda waits: tell({"phase": "gates" if waits else "timing"}, b"")) if policy else None
     store = Store(Path(job["store"]), quota_bytes=0)
     tell({"phase": "runtime"}, b"")
     began = time.perf_counter_ns()
@@ -184,14 +184,15 @@ def measure(job: dict[str, Any], tell: Tell) -> None:
         reference_model.checked_run(feeds)
         reference = Timed(reference_model, feeds, world)
 
-    if gate:
-        tell({"phase": "gates"}, b"")
-        gate.open()
     tell({"phase": "timing"}, b"")
+    if gate:
+        gate.open()
     turns = take_turns(candidate, reference, settings, world, gates=gate, deadline_ns=deadline_ns)
     header, body = figures(turns, candidate, reference, gate)
     if energy_too:
+        tell({"phase": "energy"}, b"")
         header["energy"] = measure_energy(lambda: model.run(None, feeds), world)
+        tell({"phase": "timing"}, b"")
     difference = max(difference, _check(model, model.checked_run(feeds), expected, job["tolerance"], "last"))
     header["flags"] = sorted({*header["flags"], *flags})
     header.update(

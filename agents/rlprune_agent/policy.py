@@ -1,4 +1,4 @@
-"""What the host wants watched while it measures (`settings.gates`), and how long that may take at most."""
+"""What the host wants watched while it measures (`settings.gates`)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ KINDS = (
     "gate_timed_out",
 )
 """of failures that the gates raise, and that a policy may ask to be flagged instead"""
-
-ENERGY_SECONDS = 60.0
-"""two windows of 10 s, one inference of the longest kind that overshoots the second, and a slow sensor"""
-
-# The last pause of each budget may overshoot it, and a tool of the board's that hangs costs its deadline once.
-_OVERSHOOT_SECONDS = 10.0
 
 
 class Policy(NamedTuple):
@@ -90,15 +84,3 @@ def wants_energy(settings: dict[str, Any]) -> bool:
     if not isinstance(wanted, bool):
         raise Failure("bad_request", "settings.energy is not true or false")
     return wanted
-
-
-def longest_seconds(settings: dict[str, Any]) -> float:
-    """The longest that a job with these settings may rightly take: whoever sets a deadline for it starts from here.
-
-    The cap, the gates' pauses and the energy windows. Raises `Failure("bad_request")`.
-    """
-    seconds: float = settings["cap_seconds"]
-    policy = policy_of(settings)
-    if policy is not None:
-        seconds += policy.wait_seconds + policy.load_wait_seconds + 2 * policy.poll_seconds + _OVERSHOOT_SECONDS
-    return seconds + (ENERGY_SECONDS if wants_energy(settings) else 0.0)

@@ -27,7 +27,7 @@ PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
 
 # How a figure comes about. Raised whenever timing changes, so that no cached figure outlives the way it was taken.
-MEASUREMENT_VERSION = 1
+MEASUREMENT_VERSION = 2
 
 VERBS = ("hello", "lease", "have", "put", "submit", "wait", "ack", "cancel", "status", "upgrade")
 
@@ -44,9 +44,9 @@ _PREFIX = struct.Struct(">8sBBII")
 ALIVE_SECONDS = 5.0
 SILENCE_SECONDS = 15.0
 
-# What a job may spend on waiting for the board to be fit and on building an engine, beyond its own time; its process
-# tells when such a phase begins.
-WAITING_PHASES = {"gates": 960.0, "prepare": 600.0}
+# What a job may spend beyond its own time on waiting for the board to be fit (at most 15 minutes for heat and 90 s for
+# other processes), on building an engine, and on the two windows of energy; its process tells when one begins.
+WAITING_PHASES = {"gates": 1020.0, "prepare": 600.0, "energy": 60.0}
 
 # Statuses of a measurement, by who must act. Infrastructure never becomes a reward, so the sorting is the contract.
 RETRY_KINDS = (

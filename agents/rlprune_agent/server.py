@@ -89,7 +89,9 @@ def _measure_spec(request: dict[str, Any]) -> dict[str, Any]:
 def _sweep_spec(request: dict[str, Any]) -> dict[str, Any]:
     models = _field(request, "models", list)
     _hashes(models)
+    runtime = _optional(request, "runtime", dict)
     return {
+        **({"runtime": runtime} if runtime else {}),
         "kind": "sweep",
         "models": models,
         "threads": _between(request, "threads", int, 1, _THREADS_MAX),

@@ -26,7 +26,7 @@ _END_SECONDS = 5.0
 _TERM_SECONDS = 2.0
 _RESIDENT_POLL_SECONDS = 0.1
 _CRASH = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
-_OWN_PHASES = ("candidate", "prepare", "timing")
+_OWN_PHASES = ("candidate", "prepare", "timing", "energy")
 """phases in which the candidate's code is what runs; in the others a crash is ours, the runtime's or the reference's"""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlprune_agent import limits, vitals
 from rlprune_agent.jobs import Job, Jobs, files_of
-from rlprune_agent.protocol import Failure, Message
+from rlprune_agent.protocol import WAITING_PHASES, Failure, Message
 from rlprune_agent.store import Store
 from rlprune_agent.supervise import Cancel, run_child
 
@@ -112,13 +112,13 @@ class Worker:
             model_bytes=max(sizes, model_bytes),
             threads=spec["threads"],
             models=len(spec["models"]) if "models" in spec else 2,
-            seconds=seconds,
+            seconds=seconds + (WAITING_PHASES["energy"] if spec.get("settings", {}).get("energy") else 0),
             accelerator=provider != "CPUExecutionProvider",
             available_bytes=available,
         )
         lock_fd = self._jobs.lock_fd
         result = run_child(
-            dict(spec, store=str(self._store.folder)),
+            dict(spec, store=str(self._store.folder), root=str(self._root)),
             seconds=seconds,
             bounds=bounds,
             cancel=cancel,

@@ -83,6 +83,7 @@ class Board(Station):
             cache_dir=cache_dir,
             threads=threads or (calibration.threads if calibration else None),
             golden_ms=calibration.golden_ms if calibration else None,
+            clock_ns=calibration.clock_ns if calibration else None,
             **settings,
         )
         self.board = board
@@ -102,7 +103,12 @@ class Board(Station):
             end()
             session.close()
 
-        return Link(_FirstWords(conversation, last_words, self.profile.name), close=close, last_words=last_words)
+        return Link(
+            _FirstWords(conversation, last_words, self.profile.name),
+            close=close,
+            last_words=last_words,
+            patience=self.profile.patience,
+        )
 
     def user(self) -> str | None:
         """Who has the board at the moment; `None` if it is free. Raises `DeviceError`."""

@@ -16,6 +16,7 @@ from rlprune_edge.errors import UserError
 from rlprune_edge.places import config_dir
 
 if TYPE_CHECKING:
+    from rlprune_edge.device.fleet import Fleet
     from rlprune_edge.device.station import Station
 
 _REMOTE = ("board", "emulated")
@@ -30,6 +31,8 @@ class Calibration(BaseModel):
 
     threads: int = Field(ge=1)
     """the number of threads with the better p90"""
+    clock_ns: float | None = Field(default=None, gt=0)
+    """the agent's arithmetic loop at its fastest: how fast the processor really runs"""
     golden_ms: float = Field(gt=0)
     """latency of the golden model: a board on which it differs is not the board it was"""
     noise_floor: float = Field(ge=0)
@@ -164,9 +167,24 @@ def _how_to_add(name: str, profile: str, family: str) -> str:
     return f"rlprune-edge device add {name} --profile {profile} --host {host}"
 
 
-def check_device(device: str) -> Profile:
-    """The profile behind a word given to `--device`; contacts nothing. Raises `UserError` for a word without one."""
-    return _meaning(device)[1]
+def split(words: str) -> list[str]:
+    """`pi4-a,pi4-b` as two words. Raises `UserError` where one is missing or there twice."""
+    devices = [word.strip() for word in words.split(",")]
+    if "" in devices or len(set(devices)) < len(devices):
+        raise UserError(f"--device {words}: give each device once, e.g. pi4-a,pi4-b")
+    return devices
+
+
+def check_device(device: str) -> None:
+    """Raises `UserError` for something given to `--device` that means nothing; contacts nobody."""
+    for word in split(device):
+        _meaning(word)
+
+
+def noise_floor_of(device: str) -> float | None:
+    """The calibrated noise floor of a word given to `--device`, `None` where there is none. Raises `UserError`."""
+    board = _meaning(device)[0]
+    return board.calibration.noise_floor if board and board.calibration else None
 
 
 def _meaning(device: str) -> tuple[BoardFile | None, Profile]:
@@ -196,10 +214,18 @@ def _meaning(device: str) -> tuple[BoardFile | None, Profile]:
     raise UserError(_unknown(device))
 
 
+def load_devices(device: str, *, cache_dir: Path, threads: int | None = None, **settings: Any) -> Station | Fleet:
+    """What `--device` measures on: one device, or several boards of one kind; as `load_device`."""
+    from rlprune_edge.device.fleet import Fleet
+
+    stations = [load_device(word, cache_dir=cache_dir, threads=threads, **settings) for word in split(device)]
+    return stations[0] if len(stations) == 1 else Fleet(stations)
+
+
 def load_device(device: str, *, cache_dir: Path, threads: int | None = None, **settings: Any) -> Station:
     """What a word given to `--device` measures on: `local`, a board of the user's, or a TOML file that describes one.
 
-    Nothing is contacted before it is used; `settings` are those of `Contact`. Raises `UserError` for a word that means
+    Nothing is contacted before it is used; `settings` are those of `Station`. Raises `UserError` for a word that means
     nothing, saying how to add a board.
     """
     # Here, so that `device list` and the like do not wait for the SSH library.

@@ -73,16 +73,18 @@ def calibrate(
         tell(f"{words}: {found.latency_ms.value:.2f} ms, nine runs in ten below {tails[threads]:.2f} ms")
     threads = min(tails, key=lambda n: tails[n])
     with station_with(threads) as station:
-        ratios, times = [], []
+        ratios, times, clocks = [], [], []
         for number in range(1, rounds + 1):
             found = measure_golden(station, cache_dir, mode=mode, against_itself=True)
             assert found.speedup is not None, "there was a reference"
             ratios.append(found.speedup.value)
+            clocks += [process.gates["clock_ns"] for process in found.processes if process.gates]
             times.append(station.golden_ms())  # alone, as it will be measured whenever the board has to prove itself
             tell(f"round {number}/{rounds}: {times[-1]:.2f} ms, {ratios[-1] - 1:+.2%} against itself")
         key = station.key
     return Calibration(
         threads=threads,
+        clock_ns=min((ns for ns in clocks if ns), default=None),
         golden_ms=round(statistics.median(times), 4),
         noise_floor=round(max(abs(ratio - 1) for ratio in ratios), 5),
         rounds=rounds,

@@ -81,6 +81,7 @@ class Contact(ABC):
         # One request at a time: timing two things at once would time neither, whichever thread asks.
         self._lock = threading.RLock()
         self._closed = threading.Event()
+        self._broken_off = threading.Event()
         self._keeper: threading.Thread | None = None
 
     @abstractmethod
@@ -119,6 +120,16 @@ class Contact(ABC):
             keeper, self._keeper = self._keeper, None
         if keeper:
             keeper.join(_CLOSE_SECONDS)
+
+    def break_off(self) -> None:
+        """End what another thread has going on here, and free the device: its request fails within seconds.
+
+        For good: there is no further request after this one.
+        """
+        self._broken_off.set()
+        link = self._link
+        if link is not None and link.token is not None:
+            self._release_anew(link.token)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -161,7 +172,8 @@ class Contact(ABC):
                         self._link.token = None
                     if failure.kind in RETRY_KINDS and failure.kind != "lease_lost":
                         self._failed(failure.kind)
-                    if attempt == attempts or failure.kind in CANDIDATE_KINDS + OPERATOR_KINDS:
+                    last = attempt == attempts or self._broken_off.is_set()
+                    if last or failure.kind in CANDIDATE_KINDS + OPERATOR_KINDS:
                         raise self._error(failure) from None
                     log.info("%s: %s, attempt %d: %s", self._where(), failure.kind, attempt, failure.message)
                     attempt += 1
@@ -189,6 +201,8 @@ class Contact(ABC):
                     wait, given_up = 0.0, tries > 0
                 else:
                     given_up = now + wait - lost > self._reconnect_seconds
+                if self._broken_off.is_set():
+                    given_up = True
                 if self._hello is None and tries >= _FIRST_TRIES:
                     given_up = True  # nothing to come back to: whoever set it up is waiting for the reason
                 if given_up or broken.kind not in RETRY_KINDS:
@@ -295,14 +309,18 @@ class Contact(ABC):
                 with contextlib.suppress(Failure):
                     link.release(seconds=_LET_GO_SECONDS)
                     return
-            with contextlib.suppress(Failure, DeviceError):
-                other = self._connect()
-                other.token = token
-                with contextlib.suppress(Failure):
-                    other.release(seconds=_LET_GO_SECONDS)
-                other.close()
+            self._release_anew(token)
         finally:
             link.close()
+
+    def _release_anew(self, token: int) -> None:
+        """Give the lease back over a link of its own."""
+        with contextlib.suppress(Failure, DeviceError):
+            other = self._connect()
+            other.token = token
+            with contextlib.suppress(Failure):
+                other.release(seconds=_LET_GO_SECONDS)
+            other.close()
 
     def _error(self, failure: Failure) -> CandidateError | DeviceError:
         """The same failure, as the error of whoever has to act."""

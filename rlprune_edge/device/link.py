@@ -49,7 +49,7 @@ class Link:
     """Talks over `channel`. `close` ends the conversation; `last_words` is what the agent left on its standard error.
 
     `token` is the lease that goes with every request once there is one. `silence_seconds` without a byte mean that the
-    other side is dead.
+    other side is dead. All deadlines are stretched by `patience`, for a device whose clock falls behind ours.
     """
 
     def __init__(
@@ -59,10 +59,12 @@ class Link:
         close: Callable[[], None],
         last_words: Callable[[], str],
         silence_seconds: float = SILENCE_SECONDS,
+        patience: float = 1.0,
     ) -> None:
         self._channel = channel
         self._last_words = last_words
         self._silence_seconds = silence_seconds
+        self._patience = patience
         self._number = 0
         self.token: int | None = None
         self.lease_seconds = 60.0
@@ -85,8 +87,9 @@ class Link:
         Raises `Failure` as the agent answered it, `LinkBroken` if it did not answer.
         """
         self._number += 1
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * self._patience
         silence = max(self._silence_seconds, _STALLED_SECONDS) if body else self._silence_seconds
+        silence *= self._patience
         lease = {} if self.token is None else {"token": self.token}
         try:
             self.in_step = False
@@ -95,7 +98,8 @@ class Link:
             while True:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise Failure("connection_lost", f"no answer to '{header['verb']}' within {seconds:.0f} s")
+                    waited = seconds * self._patience
+                    raise Failure("connection_lost", f"no answer to '{header['verb']}' within {waited:.0f} s")
                 message = self._channel.receive(min(left, silence))
                 if message is None:
                     raise Failure("agent_crashed", "the agent ended unexpectedly")

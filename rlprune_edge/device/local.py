@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -45,6 +46,13 @@ class LocalDevice(Station):
 
     def _where(self) -> str:
         return "this machine"
+
+    def break_off(self) -> None:
+        """See `Contact`; the agent's own child dies with it."""
+        self._broken_off.set()
+        if self._link is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.agent_pid, signal.SIGKILL)
 
     def _connect(self) -> Link:
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the agent; closed by `close`

@@ -12,7 +12,7 @@ import numpy as np
 from rlprune_agent import policy
 from rlprune_edge.device.trust import order_statistic_ranks
 from rlprune_edge.errors import UserError
-from rlprune_edge.records import Measurement
+from rlprune_edge.records import Measurement, Skeleton, Work
 
 
 @dataclass(frozen=True)
@@ -264,6 +264,9 @@ class Meter(Protocol):
         mode: str,
         tolerance: float = 1e-3,
         use_cache: bool | None = None,
+        skeleton: Skeleton | None = None,
+        work: Work | None = None,
+        reference_ms: float | None = None,
     ) -> Measurement:
         """Time one model. Raises `CandidateError` where the model is at fault, else `DeviceError`."""
 

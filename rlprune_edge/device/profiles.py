@@ -15,9 +15,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlprune_edge.errors import UserError
+from rlprune_edge.records import Ceiling
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+"""ONNX Runtime's execution providers by the names we give them"""
 
 FAMILIES = ("this machine", "Raspberry Pi", "NVIDIA Jetson", "other")
 """in the order in which they are listed"""
+
+_CEILING = ("cpu.peak_gflops", "memory.bandwidth_gb_s")
+_CACHE_BYTES_MOST = 16e6
+"""no processor of these boards has more last-level cache; what fits it need not come from memory at every run"""
 
 _FOLDER = "device_profiles"
 _BLOCKLIST = "blocklist.toml"
@@ -73,7 +81,7 @@ class Limits(_Table):
     throttle: bool = False
     undervoltage: bool = False
     max_clock_loss: float = Field(default=0.03, gt=0, lt=1)
-    load_percent: float = Field(default=5.0, gt=0, le=100)
+    load_percent: float = Field(default=5.0, gt=0, le=100_000)
     memory_share: float = Field(default=0.6, gt=0, le=1)
 
 
@@ -86,8 +94,9 @@ class Profile(_Table):
     family: Literal["this machine", "Raspberry Pi", "NVIDIA Jetson", "other"] = "other"
     source: Literal["board", "local", "emulated", "simulated"]
     threads: int = Field(ge=1, le=256)
-    provider: Literal["CPUExecutionProvider"] = "CPUExecutionProvider"
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     channel_multiple: int = Field(default=1, ge=1)
+    patience: float = Field(default=1.0, ge=1, le=1000)
     models: Names = ()
     notes: Names = ()
     unsure: Names = ()
@@ -110,6 +119,20 @@ class Profile(_Table):
         for part in name.split("."):
             value = getattr(value, part) if isinstance(value, BaseModel) and part in type(value).model_fields else None
         return value
+
+
+def ceiling_of(profile: Profile) -> Ceiling | None:
+    """What this kind of device can do at the very most on its processor; `None` where the profile does not say.
+
+    A fact that nothing backs counts twice: a mistake in it must not condemn every model.
+    """
+    facts = [profile.fact(name) for name in _CEILING]
+    if None in facts:
+        return None
+    flops, bandwidth = (
+        1e9 * fact * (2 if name in profile.unsure else 1) for name, fact in zip(_CEILING, facts, strict=True)
+    )
+    return Ceiling(flops, bandwidth, _CACHE_BYTES_MOST)
 
 
 class Blocked(_Table):

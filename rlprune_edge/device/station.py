@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,64 +12,48 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rlprune_agent.protocol import MEASUREMENT_VERSION, WAITING_PHASES, Failure, Message
+from rlprune_agent.protocol import WAITING_PHASES, Failure, Message
 from rlprune_edge.device import golden, trust
 from rlprune_edge.device.cache import MeasurementCache, cache_key
 from rlprune_edge.device.contact import ATTEMPTS, ATTEMPTS_REWARD, Contact
 from rlprune_edge.device.health import FAILURES_MAX, Health
+from rlprune_edge.device.key import device_key
 from rlprune_edge.device.link import Link, LinkBroken
-from rlprune_edge.device.meter import MODES, mode_settings
-from rlprune_edge.device.profiles import Profile
+from rlprune_edge.device.meter import MODES, gates_for, mode_settings
+from rlprune_edge.device.payload import Files, add_arrays, read
+from rlprune_edge.device.profiles import PROVIDERS, Profile, ceiling_of
 from rlprune_edge.device.result import measurement_of, process_of, refuse_impossible, refuse_unfit, times_of
-from rlprune_edge.errors import CandidateError, DeviceError
-from rlprune_edge.records import Measurement, Process
+from rlprune_edge.errors import CandidateError, DeviceError, UserError
+from rlprune_edge.records import Measurement, Process, Skeleton, Work
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Files = dict[str, Callable[[], bytes]]
-"""what may have to be sent: how to read each file, by sha256"""
-
 _MARGIN_SECONDS = 60.0  # the agent ends an overdue child 30 s after its cap; past this the agent itself hangs
 _WAIT_SECONDS = 10.0
 
-# Everything that decides latency and is the same from one boot to the next.
-_KEY_FACTS = (
-    "machine",
-    "system",
-    "kernel",
-    "page_bytes",
-    "online_cpus",
-    "board",
-    "serial_sha256",
-    "cpu_model",
-    "isa_sha256",
-    "memory_bytes",
-    "min_mhz",
-    "max_mhz",
-    "devfreq_max_mhz",
-    "governor",
-    "power_mode",
-    "l4t",
-)
+_SEED = 0
+"""of made-up weights"""
 _SWEEP = {"rounds": 5, "visit_ms": 2, "visit_runs": 3, "seed": 0}
 
 # A figure taken in such circumstances is used, with its flag, but not offered again for a week. A developer's machine
 # is never idle, though: there a busy figure is kept, or no run could be repeated plan by plan (finalists are timed
 # afresh).
 _NOT_KEPT_ON_A_BOARD = frozenset(
-    {"busy", "swapping", "very_noisy", "config_changed", "capped", "clock_unstable", "gate_timed_out", "throttled"}
+    {
+        "busy",
+        "swapping",
+        "very_noisy",
+        "config_changed",
+        "capped",
+        "clock_unstable",
+        "gate_timed_out",
+        "throttled",
+        "undervoltage",
+        "reference_lost",
+    }
 )
 _NOT_KEPT = {"board": _NOT_KEPT_ON_A_BOARD, "local": frozenset({"swapping", "config_changed"})}
-
-
-def device_key(hello: Mapping[str, Any], *, threads: int, provider: str) -> str:
-    """Hash of what decides latency: board, kernel, clock limits, governor, runtime, threads, way of measuring."""
-    return cache_key(
-        facts={name: hello["facts"].get(name) for name in _KEY_FACTS},
-        runtime={name: hello["runtime"].get(name) for name in ("onnxruntime", "build")},
-        threads=threads,
-        provider=provider,
-        measurement_version=MEASUREMENT_VERSION,
-    )[:16]
 
 
 class Station(Contact):
@@ -82,11 +66,27 @@ class Station(Contact):
         cache_dir: Path,
         threads: int | None = None,
         golden_ms: float | None = None,
+        clock_ns: float | None = None,
+        provider: str | None = None,
+        strict: bool = False,
+        on_process: Callable[[int, int], None] = lambda *_: None,
         **settings: Any,
     ) -> None:
-        """`golden_ms`: what the golden model took when the device was calibrated; `settings` are those of `Contact`."""
+        """`settings` are those of `Contact`.
+
+        `golden_ms` and `clock_ns`: what the golden model and the agent's arithmetic loop took when the device was
+        calibrated. `provider` instead of the profile's: `cpu`, `cuda` or `tensorrt`. `strict`: a developer's machine,
+        too, is refused for what disturbs it. `on_process` hears the number of each measuring process that begins, and
+        how many there will be.
+        """
         super().__init__(profile.threads if threads is None else threads, **settings)
         self.profile = profile
+        self.provider = provider or profile.provider
+        if self.provider not in PROVIDERS:
+            raise UserError(f"--provider {self.provider} is not known: choose {', '.join(PROVIDERS)}")
+        self.strict = strict
+        self._clock_ns = clock_ns
+        self._on_process = on_process
         self.health = Health(cache_dir / "health" / f"{profile.name}.json", golden_ms=golden_ms)
         self._cache_dir = cache_dir
         self._cache = MeasurementCache(cache_dir / "measurements")
@@ -98,7 +98,7 @@ class Station(Contact):
     @property
     def key(self) -> str:
         """See `device_key`."""
-        return device_key(self.facts, threads=self.threads, provider=self.profile.provider)
+        return device_key(self.facts, threads=self.threads, provider=PROVIDERS[self.provider])
 
     @property
     def device_seconds(self) -> float:
@@ -117,22 +117,28 @@ class Station(Contact):
         mode: str,
         tolerance: float = 1e-3,
         use_cache: bool | None = None,
+        skeleton: Skeleton | None = None,
+        work: Work | None = None,
+        reference_ms: float | None = None,
     ) -> Measurement:
         """Time one model, in turns with the reference (its path and its file's sha256).
 
         `expected` are the host's outputs for `inputs`; one that differs anywhere by more than `tolerance` is a failure,
         for a fast wrong model must not win. `use_cache` (default: in mode `reward` only) takes an earlier figure of the
-        same graph, whose weights may have been others. Raises `CandidateError` for what is the model's own fault in
-        any of the processes, `DeviceError` for all that is not (after a retry), `UserError` for an unknown mode.
+        same graph, whose weights may have been others. With a `skeleton` that graph travels in place of the model, and
+        outputs need only be sane; the model follows where made-up weights will not do. `work` allows the check that a
+        figure can be true at all; `reference_ms` (what the reference took when it was measured first) the one whether
+        the device still is what it was. Raises `CandidateError` for what is the model's own fault in any of the
+        processes, `DeviceError` for all that is not (after retries), `UserError` for an unknown mode.
         """
-        settings = mode_settings(mode)
         if not inputs or not expected:
             raise ValueError("inputs and expected outputs are needed: what is not checked is not measured")
         job = {
             "reference": reference[1] if reference else None,
             "tolerance": tolerance,
             "threads": self.threads,
-            "settings": settings.job(),
+            "settings": self._settings(mode),
+            **self._runtime(),
         }
 
         def key_of(name: str) -> str:
@@ -144,7 +150,7 @@ class Station(Contact):
                 source=self.profile.source,
                 mode=name,
                 processes=thorough.processes,
-                job=job | {"settings": thorough.job()},
+                job=job | {"settings": self._settings(name)},
             )
 
         key = key_of(mode)
@@ -155,24 +161,31 @@ class Station(Contact):
                 if cached := self._cache.measurement(key_of(name)):
                     return cached
 
-        files: Files = {model_sha256: lambda: _file(model, model_sha256)}
+        files: Files = {}
         if reference:
-            files[reference[1]] = lambda: _file(*reference)
-        job |= {
-            "job": "measure",
-            "candidate": model_sha256,
-            "inputs": _add_arrays(files, inputs),
-            "expected": _add_arrays(files, expected),
-        }
+            files[reference[1]] = lambda: read(*reference)
+        job |= {"job": "measure", "inputs": add_arrays(files, inputs)}
         before = self._seconds
-        attempts = ATTEMPTS_REWARD if mode == "reward" else ATTEMPTS
-
-        def fit(reply: Message) -> Process:
-            return refuse_unfit(process_of(reply), mode=mode, source=self.profile.source)
-
-        timed = [
-            self._timed(job, files, settings.cap_seconds, fit, attempts=attempts) for _ in range(settings.processes)
-        ]
+        own = {"candidate": model_sha256, "expected": add_arrays(own_files := dict(files), expected)}
+        own_files[model_sha256] = lambda: read(model, model_sha256)
+        timed = None
+        if skeleton is not None:
+            graph = hashlib.sha256(skeleton.data).hexdigest()
+            made_up = {
+                "candidate": graph,
+                "expected": {},
+                "weights": {"candidate": {"seed": _SEED}},
+                "model_bytes": skeleton.full_bytes,
+            }
+            try:
+                timed = self._processes(job | made_up, files | {graph: lambda: skeleton.data}, mode)
+            except CandidateError as error:
+                if error.kind not in ("output_mismatch", "load_failed"):
+                    raise
+                log.info("%s with made-up weights: %s; it is measured with its own", model.name, error)
+        weights = "own" if timed is None else "made up"
+        if timed is None:
+            timed = self._processes(job | own, own_files, mode)
         processes, replies = tuple(process for process, _ in timed), [reply for _, reply in timed]
         measurement = measurement_of(
             processes,
@@ -187,11 +200,15 @@ class Station(Contact):
             versions=self._versions(),
             device_seconds=self._seconds - before,
             options={
-                "settings": settings.job(),
+                "settings": job["settings"],
                 "tolerance": tolerance,
+                "weights": weights,
                 "isolation": self.facts["isolation"],
                 "device_key": self.key,
             },
+            work=work,
+            ceiling=ceiling_of(self.profile) if self.provider == "cpu" else None,
+            calibrated_reference_ms=reference_ms,
         )
         refuse_impossible(measurement)
         # One taken past the cache stays out of it: a run that is repeated must find what the first one found.
@@ -199,12 +216,47 @@ class Station(Contact):
             self._cache.keep_measurement(key, measurement)
         return measurement
 
+    def _runtime(self) -> dict[str, Any]:
+        """The part of a job that says what runs the model, where that is not the processor."""
+        return {} if self.provider == "cpu" else {"runtime": {"provider": PROVIDERS[self.provider]}}
+
+    def _settings(self, mode: str) -> dict[str, Any]:
+        """A mode's settings as the agent gets them, with what this device has to be watched for."""
+        profile, settings = self.profile, mode_settings(mode)
+        gates = gates_for(
+            profile.limits,
+            mode,
+            self.strict,
+            source=profile.source,
+            sources=profile.telemetry.sources,
+            clock_ns=self._clock_ns,
+        )
+        return settings.job(gates=gates, energy=settings.energy)
+
+    def _processes(self, job: Mapping[str, Any], files: Files, mode: str) -> list[tuple[Process, Mapping[str, Any]]]:
+        """As many fresh processes as the mode wants, one after the other, each with its reply's header."""
+        settings = mode_settings(mode)
+
+        def fit(reply: Message) -> Process:
+            return refuse_unfit(process_of(reply), mode=mode, source=self.profile.source, strict=self.strict)
+
+        timed = []
+        for number in range(1, settings.processes + 1):
+            self._on_process(number, settings.processes)
+            attempts = ATTEMPTS_REWARD if mode == "reward" else ATTEMPTS
+            timed.append(self._timed(job, files, settings.cap_seconds, fit, attempts=attempts))
+        return timed
+
     def sweep(self, models: Sequence[bytes]) -> list[float]:
         """Nanoseconds of one inference of each of many tiny models, fit to be compared with each other.
 
         Kept in the cache whatever the load was: the figure is a minimum, and a search that is resumed has to find the
         same widths worth offering. Raises `CandidateError` (which of the models cannot be run), `DeviceError`.
         """
+        if self.provider == "tensorrt":
+            raise CandidateError(
+                "unsupported_op", "TensorRT would have to build an engine for each of them, for minutes"
+            )
         names = [hashlib.sha256(data).hexdigest() for data in models]
         contents = dict(zip(names, models, strict=True))
         keys = {sha256: cache_key(model=sha256, device=self.key, sweep=_SWEEP) for sha256 in contents}
@@ -214,7 +266,8 @@ class Station(Contact):
         unknown = [sha256 for sha256 in contents if sha256 not in times]
         if unknown:
             cap_seconds = 30.0 + len(unknown)
-            job = {"job": "sweep", "models": unknown, "threads": self.threads, "cap_seconds": cap_seconds, **_SWEEP}
+            job = {"job": "sweep", "models": unknown, "threads": self.threads, "cap_seconds": cap_seconds}
+            job |= _SWEEP | self._runtime()
             files: Files = {sha256: lambda data=contents[sha256]: data for sha256 in unknown}  # type: ignore[misc]
             found, _ = self._timed(job, files, cap_seconds, lambda reply: times_of(reply, len(unknown)))
             for sha256, value in zip(unknown, found, strict=True):
@@ -233,11 +286,11 @@ class Station(Contact):
             "job": "measure",
             "candidate": golden.sha256(),
             "reference": None,
-            "inputs": _add_arrays(files, golden.inputs()),
-            "expected": _add_arrays(files, golden.expected()),
+            "inputs": add_arrays(files, golden.inputs()),
+            "expected": add_arrays(files, golden.expected()),
             "tolerance": 0.0,
             "threads": self.threads,
-            "settings": settings.job(),
+            "settings": self._settings("reward"),
         }
         process, _ = self._timed(job, files, settings.cap_seconds, process_of)
         return trust.latency([process]).value
@@ -279,11 +332,11 @@ class Station(Contact):
         job: Mapping[str, Any],
         files: Files,
         cap_seconds: float,
-        read: Callable[[Message], T],
+        parse: Callable[[Message], T],
         *,
         attempts: int = ATTEMPTS_REWARD,
     ) -> tuple[T, Mapping[str, Any]]:
-        """Run one job that occupies the device; what `read` makes of the reply, and the reply's header.
+        """Run one job that occupies the device; what `parse` makes of the reply, and the reply's header.
 
         The job has an id of its own for each attempt, so that a connection that breaks, at whatever point, leads back
         to the same job and never to a second one.
@@ -297,14 +350,14 @@ class Station(Contact):
             began = time.monotonic()
             try:
                 link.submit(job_id, job)
-                reply = _result(link, job_id, cap_seconds)
+                reply = _result(link, job_id, (cap_seconds + _MARGIN_SECONDS) * self.profile.patience)
             except Failure as failure:
                 if failure.details.get("state") == "done":
                     self._acknowledge(link, job_id)
                 raise
             finally:
                 self._seconds += time.monotonic() - began
-            found = read(reply)
+            found = parse(reply)
             self._acknowledge(link, job_id)
             self.health.worked()
             return found, reply.header
@@ -327,37 +380,23 @@ class Station(Contact):
         return {**runtime, "agent": str(hello["agent"]), "protocol": str(hello["protocol"])}
 
 
-def _result(link: Link, job_id: str, cap_seconds: float) -> Message:
-    """Wait for the result of a job. Raises `Failure` as the job ended, `LinkBroken` if it does not end."""
+def _result(link: Link, job_id: str, seconds: float) -> Message:
+    """Wait for the result of a job, so long and while the device is in a phase of waiting.
+
+    Raises `Failure` as the job ended, `LinkBroken` if it does not end.
+    """
     began = time.monotonic()
-    end = began + cap_seconds + _MARGIN_SECONDS
+    end = began + seconds
     last = end + sum(WAITING_PHASES.values())
     while True:
         asked = time.monotonic()
         if asked >= min(end, last):
             link.cancel(job_id)
-            raise LinkBroken("agent_crashed", f"a job of {cap_seconds:.0f} s has not ended after {asked - began:.0f} s")
+            raise LinkBroken(
+                "agent_crashed", f"a job of at most {seconds:.0f} s has not ended after {asked - began:.0f} s"
+            )
         outcome = link.wait(job_id, min(_WAIT_SECONDS, link.lease_seconds / 4))
         if isinstance(outcome, Message):
             return outcome
         if outcome[1] in WAITING_PHASES:
             end += time.monotonic() - asked
-
-
-def _file(path: Path, sha256: str) -> bytes:
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{path} is not the file with the sha256 {sha256}")
-    return data
-
-
-def _add_arrays(files: Files, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Add the arrays to the files to be sent; their hashes by name."""
-    names = {}
-    for name, value in arrays.items():
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(value), allow_pickle=False)
-        data = buffer.getvalue()
-        names[name] = hashlib.sha256(data).hexdigest()
-        files[names[name]] = lambda data=data: data  # type: ignore[misc]
-    return names

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from rlprune_edge.errors import CandidateError
+from rlprune_edge.errors import CandidateError, UserError
 from rlprune_edge.export import skeleton
+from rlprune_edge.export.work import work_of
 from rlprune_edge.records import Group, OnnxArtifact, Op, PruningSpace, TensorSpec
 
 
@@ -29,11 +30,43 @@ def describe(path: Path, *, max_difference: float) -> OnnxArtifact:
         sha256=hashlib.sha256(data).hexdigest(),
         graph_sha256=graph_sha256(model),
         bytes=len(data),
-        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         inputs=tuple(_spec(v) for v in model.graph.input if v.name not in weights),
         outputs=tuple(_spec(v) for v in model.graph.output),
         max_difference=max_difference,
+        work=work_of(model),
     )
+
+
+def read_file(path: Path) -> onnx.ModelProto:
+    """The model in a file. Raises UserError where there is none to read, CandidateError: not ONNX, or in pieces."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    model = skeleton.read(data)
+    apart = next((t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL), None)
+    if apart is not None:
+        raise CandidateError(
+            "export_failed",
+            f"the values of {apart} are in another file. Make one file of it: "
+            f"python -c \"import onnx; onnx.save(onnx.load('{path}'), 'single.onnx')\"",
+        )
+    return model
+
+
+def table_rows(model: onnx.ModelProto) -> dict[str, int]:
+    """How many rows the table has that a graph input (through casts, too) looks things up in, by input."""
+    tables = {t.name: t.dims[0] for t in model.graph.initializer if t.dims}
+    source = {value.name: value.name for value in model.graph.input}
+    rows: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "Identity") and node.input[0] in source:
+            source[node.output[0]] = source[node.input[0]]
+        elif node.op_type == "Gather" and node.input[0] in tables and node.input[1] in source:
+            name = source[node.input[1]]
+            rows[name] = min(rows.get(name, tables[node.input[0]]), tables[node.input[0]])
+    return rows
 
 
 def sha256_of(path: Path) -> str:

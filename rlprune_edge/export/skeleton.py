@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto
 
 from rlprune_edge.errors import CandidateError
+from rlprune_edge.records import Skeleton
 
 LOCATION = "rlprune-synthetic"
 """where a tensor without values says they are; the agent takes no other place (agents/, intake.py)"""
@@ -52,20 +52,6 @@ _PAYLOADS = {
 _INT32_BIASES = {("DequantizeLinear", 0), ("QLinearConv", 8), ("QGemm", 6)}
 
 Uses = dict[str, set[tuple[str, int]]]
-
-
-@dataclass(frozen=True)
-class Skeleton:
-    """A graph without its weights."""
-
-    data: bytes
-    """what travels: the ONNX file without values, packed by zlib"""
-    stripped: int
-    """tensors whose values were left out"""
-    graph_bytes: int
-    """before packing"""
-    full_bytes: int
-    """of the file it was made from, which is what it grows back to on the board"""
 
 
 def strip(model_bytes: bytes, min_elements: int = LARGE) -> Skeleton:

@@ -143,6 +143,7 @@ def test_sweep_names_the_model_that_does_not_load(agent: Any, dense_model: Calla
 
 
 def test_a_model_that_never_ends_is_killed(tmp_path: Path, endless_model: bytes) -> None:
+    """F21"""
     store = Store(tmp_path, quota_bytes=10**9)
     names = []
     for data in (endless_model, npy(np.zeros(1, np.float32))):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from agent.boards import FakeBoard
 
-from rlprune_agent.policy import KINDS, longest_seconds, policy_of
-from rlprune_agent.protocol import Failure, Message
+from rlprune_agent.policy import KINDS, policy_of
+from rlprune_agent.protocol import WAITING_PHASES, Failure, Message
 from rlprune_agent.simulate import LOOP_NS, Conditions, SimBoard, simulate
 from rlprune_agent.store import Store
 from rlprune_agent.supervise import run_child
@@ -88,7 +88,7 @@ def test_f14_throttled_blocks_are_dropped_cooled_down_and_taken_again() -> None:
     # None of the blocks that were kept is one and a half times as slow as the others; some that were dropped are.
     assert max(samples[:kept]) < 1.25 * min(samples[:kept])
     assert max(samples[kept:]) > 1.4 * min(samples[:kept])
-    assert board.now_ns() / 1e9 < longest_seconds({**_SIMULATED_TIMING, "gates": _GATES})
+    assert board.now_ns() / 1e9 < _SIMULATED_TIMING["cap_seconds"] + WAITING_PHASES["gates"]
 
 
 @pytest.mark.parametrize("flag_only", [[], ["gate_timed_out"]])

@@ -130,7 +130,7 @@ def test_an_upload_does_not_write_the_file_with_every_portion(lease: Lease, cloc
 
 
 def test_no_duration_on_the_device_is_taken_from_the_wall_clock() -> None:
-    """It jumps by a year at the first contact with a time server: most boards have no clock that runs while off."""
+    """F19: it jumps by a year at the first contact with a time server, for most boards have no clock of their own."""
     wall = {"time", "time_ns", "localtime", "gmtime", "ctime", "strftime", "now", "utcnow", "today"}
     found = []
     for path in Path(rlprune_agent.__file__).parent.glob("*.py"):

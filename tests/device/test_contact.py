@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from talk import ENVIRONMENT, Daemon, Host, agent_command, alive, children, wait_for
+from agent.boards import FakeBoard
+from device.bridge import Bridged
+from talk import Daemon, Host, alive, children, wait_for
 
-from rlprune_agent.protocol import Channel, Message
 from rlprune_edge.device import contact, golden, station
 from rlprune_edge.device.agent_zip import agent_zip
-from rlprune_edge.device.link import Link
 from rlprune_edge.device.local import LocalDevice
 from rlprune_edge.device.meter import MODES
-from rlprune_edge.device.profiles import Profile, load_profile
+from rlprune_edge.device.profiles import load_profile
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import DeviceError, RlpruneError
 from rlprune_edge.records import Measurement
@@ -40,71 +39,6 @@ _QUICK = replace(MODES["reward"], warmup_seconds=0.02, warmup_cap_seconds=0.1, w
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODES, "quick", _QUICK)
     monkeypatch.setattr(contact, "_POLL_SECONDS", 0.1)
-
-
-_BOARD = Profile(format=1, name="shed", title="the board in the shed", source="board", threads=1)
-
-
-class Lossy:
-    """A conversation that breaks just before the answer to one verb is heard: the agent has done what it was asked."""
-
-    def __init__(self, channel: Channel, verb: str | None, broken: Callable[[], None]) -> None:
-        self._channel = channel
-        self._verb = verb
-        self._broken = broken
-        self._asked: Any = None
-
-    @property
-    def noise(self) -> str:
-        return self._channel.noise
-
-    def send(self, header: dict[str, Any], body: bytes = b"", seconds: float = 15.0) -> None:
-        self._asked = header["verb"]
-        self._channel.send(header, body, seconds)
-
-    def receive(self, seconds: float | None) -> Message | None:
-        message = self._channel.receive(seconds)
-        if self._asked != self._verb or (message and message.header.get("alive")):
-            return message
-        self._broken()
-        return None
-
-
-class Bridged(Station):
-    """A board as SSH would reach it, but for SSH: its bridge is a process that a test can kill."""
-
-    _reconnect_seconds = 20.0
-    silence_seconds = 15.0
-    bridge: subprocess.Popen[bytes]
-
-    def __init__(self, home: Path, *, words: tuple[str, ...] = (), **settings: Any) -> None:
-        super().__init__(_BOARD, **settings)
-        self._command = agent_command("stdio", "--home", str(home), "--idle-seconds", "1", *words)
-        self.connections = 0
-        self.lose: str | None = None
-        """the verb whose next answer is lost"""
-
-    def _where(self) -> str:
-        return "the shed"
-
-    def _connect(self) -> Link:
-        self.connections += 1
-        self.bridge = bridge = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
-        )
-        assert bridge.stdin is not None
-        assert bridge.stdout is not None
-        pipes = [bridge.stdin, bridge.stdout]
-
-        def close() -> None:
-            for pipe in pipes:
-                pipe.close()
-            bridge.wait(20)
-
-        channel = Channel(pipes[1].fileno(), pipes[0].fileno())
-        conversation = Lossy(channel, self.lose, bridge.kill)
-        self.lose = None
-        return Link(conversation, close=close, last_words=lambda: "", silence_seconds=self.silence_seconds)
 
 
 @pytest.fixture
@@ -215,19 +149,20 @@ def test_a_daemon_that_is_killed_is_started_again_and_the_job_done_afresh(
 
 def test_an_agent_that_hangs_is_noticed_and_asked_again(board: Bridged, daemon: Daemon, sample: Make) -> None:
     """F20"""
-    board.silence_seconds = 0.5
     assert board.facts["protocol"] == 1
+    assert board._link is not None
+    board._link._silence_seconds = 0.5  # of this link alone: the next one has time to be made
     daemon.process.send_signal(signal.SIGSTOP)
     with _meanwhile(lambda: _measure(board, sample(64))) as outcome:
         assert wait_for(lambda: board.connections == 2)
         daemon.process.send_signal(signal.SIGCONT)
-    board.silence_seconds = 15.0
     assert isinstance(outcome[0], Measurement), outcome[0]
 
 
 def test_a_device_that_stays_away_is_a_device_error(
     board: Bridged, daemon: Daemon, sample: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """F8"""
     monkeypatch.setattr(Bridged, "_reconnect_seconds", 2.0)
     assert board.facts["protocol"] == 1
     daemon.process.kill()
@@ -237,6 +172,36 @@ def test_a_device_that_stays_away_is_a_device_error(
         _measure(board, sample(64))
     assert caught.value.kind in ("agent_crashed", "connection_lost")
     assert board.connections > 2
+
+
+def test_a_board_that_loses_power_in_mid_measurement_is_waited_for_and_has_to_prove_itself(
+    tmp_path: Path, sample: Make
+) -> None:
+    """F7"""
+    planted = FakeBoard(tmp_path / "planted")
+    boot_id = planted.write("proc/sys/kernel/random/boot_id", "first")
+    words = ("--root", str(planted.root))
+    daemon = Daemon(tmp_path / "home", *words)
+    model = sample(512)
+    with Bridged(daemon.home, cache_dir=tmp_path / "cache", words=words) as board:
+        assert board.facts["protocol"] == 1
+        with _meanwhile(lambda: _measure(board, model, mode="reward")) as outcome:
+            child = daemon.working()
+            daemon.process.kill()  # everything is gone at once
+            board.bridge.kill()
+            daemon.process.wait()
+            assert wait_for(lambda: not alive(child))
+            alive_again = board._command
+            board._command = ["false"]
+            assert wait_for(lambda: board.connections >= 3)
+            boot_id.write_text("second\n")
+            daemon = Daemon(tmp_path / "home", *words)
+            board._command = alive_again
+        assert isinstance(outcome[0], Measurement), outcome[0]
+        assert len(outcome[0].processes) == 1
+        assert (tmp_path / "home" / "store" / golden.sha256()[:2] / golden.sha256()).exists()
+        assert board.health.failures == 0
+    daemon.stop()
 
 
 def test_a_file_that_rotted_on_the_device_is_sent_again(board: Bridged, daemon: Daemon, sample: Make) -> None:

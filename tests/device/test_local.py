@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 
 from rlprune_agent.protocol import Channel
 from rlprune_edge.device import station
+from rlprune_edge.device.key import device_key
 from rlprune_edge.device.link import Link, LinkBroken
 from rlprune_edge.device.local import LocalDevice
 from rlprune_edge.device.profiles import load_profile
@@ -271,10 +272,10 @@ def test_the_key_is_the_same_for_the_same_machine_and_another_for_other_settings
     device: LocalDevice, tmp_path: Path
 ) -> None:
     hello = device.facts
-    assert device.key == station.device_key(hello, threads=1, provider="CPUExecutionProvider")
-    assert device.key != station.device_key(hello, threads=2, provider="CPUExecutionProvider")
+    assert device.key == device_key(hello, threads=1, provider="CPUExecutionProvider")
+    assert device.key != device_key(hello, threads=2, provider="CPUExecutionProvider")
     changed = {**hello, "facts": {**hello["facts"], "kernel": "another"}}
-    assert device.key != station.device_key(changed, threads=1, provider="CPUExecutionProvider")
+    assert device.key != device_key(changed, threads=1, provider="CPUExecutionProvider")
     with LocalDevice(load_profile("local"), cache_dir=tmp_path / "elsewhere") as again:
         assert again.key == device.key
 

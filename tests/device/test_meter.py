@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rlprune_agent.policy import KINDS, longest_seconds, policy_of
+from rlprune_agent.policy import KINDS, policy_of
+from rlprune_agent.protocol import WAITING_PHASES
 from rlprune_edge.device.meter import MODES, gates_for
 from rlprune_edge.errors import UserError
 
@@ -20,7 +21,6 @@ def test_a_job_without_gates_is_what_it_was() -> None:
     job = MODES["reward"].job()
     assert not {"gates", "energy", "pairs", "processes"} & set(job)
     assert not any(name.startswith(("gate_", "local_", "heat_")) for name in job)
-    assert longest_seconds(job) == job["cap_seconds"]
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_a_developers_machine_waits_shortly_and_only_writes_down() -> None:
     assert (strict.flag_only, strict.load_wait_seconds) == ((), 90)
 
 
-def test_waiting_and_energy_come_on_top_of_the_cap() -> None:
-    settings = MODES["report"]
-    job = settings.job(gates=gates_for(_LIMITS, "report"), energy=settings.energy)
-    assert longest_seconds(job) >= 900 + 900 + 90 + 20
+@pytest.mark.parametrize("mode", MODES)
+def test_all_that_may_be_waited_for_fits_the_deadline_of_waiting(mode: str) -> None:
+    gates = gates_for(_LIMITS, mode)
+    assert WAITING_PHASES["gates"] >= gates["wait_seconds"] + gates["load_wait_seconds"] + 10 * gates["poll_seconds"]
 
 
 def test_an_unknown_mode_is_a_user_error() -> None:

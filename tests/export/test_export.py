@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlprune_edge.errors import CandidateError, UserError
-from rlprune_edge.export import onnx_graph, parity, torch_export
+from rlprune_edge.export import host, onnx_graph, parity, torch_export
 from rlprune_edge.prune import graph
 from rlprune_edge.prune import space as spaces
 from rlprune_edge.records import OnnxArtifact, PruningSpace
@@ -150,7 +150,7 @@ def test_outputs_that_are_no_numbers_are_caught(
 def test_a_torn_file_cannot_be_loaded(x: torch.Tensor, exported: Path, tmp_path: Path) -> None:
     (tmp_path / "torn.onnx").write_bytes(exported.read_bytes()[:5000])
     with pytest.raises(CandidateError) as raised:
-        parity.outputs(tmp_path / "torn.onnx", {"input": x.numpy()})
+        host.outputs(tmp_path / "torn.onnx", {"input": x.numpy()})
     assert raised.value.kind == "load_failed"
 
 
@@ -187,7 +187,7 @@ def test_every_probe_runs_and_a_wider_one_has_more_weights(space: PruningSpace, 
             path.write_bytes(data)
             artifact = onnx_graph.describe(path, max_difference=0.0)
             feed = np.ones([n or 1 for n in artifact.inputs[0].shape], dtype=np.float32)
-            (out,) = parity.outputs(path, {"input": feed}).values()
+            (out,) = host.outputs(path, {"input": feed}).values()
             assert out.shape == artifact.outputs[0].shape
             assert np.isfinite(out).all()
             assert out.std() > 1e-3, "what comes out has neither vanished nor become one number"

@@ -14,15 +14,11 @@ the median of three processes of their own.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
-import io
-import logging
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,74 +26,20 @@ from statistics import median
 
 import numpy as np
 import onnx
-import torch
+from models import Feeds, build
 from onnx import numpy_helper
-from torch import nn
 
 from rlprune_agent import intake, synth
 from rlprune_agent.measure import peak_bytes, reset_peak
 from rlprune_agent.runtime import Model
 from rlprune_agent.tensors import Synthetic
-from rlprune_edge.export import skeleton, torch_export
-from rlprune_edge.tasks.resnet import cifar_resnet
-from rlprune_edge.tasks.torchvision_models import import_torchvision, resnet50
+from rlprune_edge.export import skeleton
 
 MODELS = ("resnet20", "resnet56", "resnet50", "bert", "wav2vec2")
 SEED = 1
 PAIRS, RANK = 16, 4
 BLOCK_NS, BLOCK_RUNS = 200e6, 4
 ROOM = 1 << 40
-
-Feeds = dict[str, np.ndarray]
-
-
-def build(name: str, path: Path) -> Feeds:
-    """Write the model with random weights (and plausible batch statistics) to `path`; inputs for it."""
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    if name in ("bert", "wav2vec2"):
-        return transformer(name, path, rng)
-    module, side = {
-        "resnet20": lambda: (cifar_resnet(20), 32),
-        "resnet56": lambda: (cifar_resnet(56), 32),
-        "resnet50": lambda: (resnet50(stem="imagenet", num_classes=1000), 224),
-    }[name]()
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.weight, 0.5, 1.0)
-            nn.init.normal_(layer.bias, std=0.1)
-            nn.init.normal_(layer.running_mean, std=0.1)
-            nn.init.uniform_(layer.running_var, 0.5, 2.0)
-    torch_export.export(module.eval(), torch.zeros(1, 3, side, side), path)
-    return {torch_export.INPUT: rng.standard_normal((1, 3, side, side), dtype=np.float32)}
-
-
-def transformer(name: str, path: Path, rng: np.random.Generator) -> Feeds:
-    import_torchvision()  # in the way that works beside a CPU torch; transformers would fail over it
-    import transformers  # no dependency of the product's yet
-
-    if name == "bert":
-        config = transformers.BertConfig(attn_implementation="eager")
-        module = transformers.BertModel(config)
-        ids = rng.integers(1000, config.vocab_size, (1, 128))
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    else:
-        module = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(attn_implementation="eager"))
-        feeds = {"input_values": rng.standard_normal((1, 16000), dtype=np.float32)}
-    module.config.return_dict = False
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        torch.onnx.export(
-            module.eval(),
-            tuple(torch.from_numpy(value) for value in feeds.values()),
-            str(path),
-            dynamo=False,
-            opset_version=torch_export.OPSET,
-            input_names=list(feeds),
-            output_names=["output"],
-        )
-    return feeds
 
 
 def with_true_values(graph: bytes, real: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Files that OpenSSH itself has written, and lines that should not be there."""
+"""F25: files that OpenSSH itself has written, and lines that should not be there."""
 
 from __future__ import annotations
 

@@ -8,78 +8,24 @@ import os
 import pty
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from device.ssh.board import LoopbackBoard, fingerprint
-from typer.testing import CliRunner, Result
+from device.ssh.board import fingerprint
+from device.ssh.host import NAME, Host, a_host
 
 from rlprune_edge import errors
-from rlprune_edge.cli import app
 from rlprune_edge.device import boards, calibrate, setup, wheels
 from rlprune_edge.device.board import Board, connect
 from rlprune_edge.device.profiles import load_profile
-from rlprune_edge.device.shell import LocalShell
 from rlprune_edge.errors import DeviceError, UserError
-
-NAME = "attic"
-
-
-def repacked(package: str, folder: Path) -> None:
-    """The wheel that `package` was installed from here, as far as it is needed."""
-    found = importlib.metadata.distribution(package)
-    with zipfile.ZipFile(folder / f"{package}-{found.version}-none-none-any.whl", "w") as archive:
-        for file in found.files or ():
-            if ".." not in file.parts and file.suffix != ".pyc" and "tests" not in file.parts:
-                archive.write(str(file.locate()), str(file))
-
-
-class Host:
-    """This machine, with a configuration and a cache of its own, and the board it may add."""
-
-    def __init__(self, board: LoopbackBoard, folder: Path) -> None:
-        self.board = board
-        self.config, self.cache = folder / "config", folder / "cache"
-        self.ssh_config = board.empty_config()
-
-    def run(self, *words: str) -> Result:
-        return CliRunner().invoke(app, ["device", *words])
-
-    def add(self, *words: str) -> Result:
-        host = f"{self.board.user}@{self.board.host}"
-        where = ["--host", host, "--port", str(self.board.port), "--ssh-config", str(self.ssh_config)]
-        return self.run("add", NAME, "--profile", "linux", *where, *words)
-
-    @property
-    def station(self) -> Board:
-        found = boards.load_device(NAME, cache_dir=self.cache)
-        assert isinstance(found, Board)
-        return found
-
-    def has_wheels(self) -> None:
-        """Put the packages of this very environment where those that were fetched for such a board lie."""
-        about = setup.look(LocalShell())
-        version, platform = about["python_version"], wheels.platforms(about["machine"], about["libc"])[0]
-        names = wheels.requirements(about["machine"], about["features"])
-        folder = self.cache / "wheels" / f"cp{version}-{platform}" / "-".join(names)
-        folder.mkdir(parents=True)
-        for package in wheels.PACKAGES:
-            repacked(package, folder)
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    folder = tmp_path_factory.mktemp("host")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
-        patch.delenv("SSH_AUTH_SOCK", raising=False)
-        with LoopbackBoard(tmp_path_factory.mktemp("board")) as board:
-            host = Host(board, folder)
-            patch.setenv("RLPRUNE_CONFIG", str(host.config))
-            patch.setenv("RLPRUNE_CACHE", str(host.cache))
-            yield host
+    with a_host(tmp_path_factory.mktemp("host")) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +141,8 @@ def test_released_only_when_asked_twice(ready: Host) -> None:
 
 def test_calibrated_it_knows_its_noise_and_its_threads(ready: Host) -> None:
     said: list[str] = []
-    profile, board = load_profile("linux"), boards.load(NAME)
+    board = boards.load(NAME)
+    profile = load_profile(board.profile)
 
     def station(threads: int) -> Board:
         return Board(NAME, board, profile, cache_dir=ready.cache, threads=threads)

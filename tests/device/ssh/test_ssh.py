@@ -96,6 +96,7 @@ def test_no_agent_is_forwarded_and_no_thread_stays_behind(
 
 
 def test_an_unknown_host_is_refused_with_what_to_type(board: LoopbackBoard, tmp_path: Path) -> None:
+    """F24"""
     before = _logins(board)
     error = _refused(board.target(), tmp_path / "absent")
     assert error.kind == "host_key_unknown"

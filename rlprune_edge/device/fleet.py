@@ -1,0 +1,155 @@
+"""Several boards of one kind as one device: a candidate is timed on all of them at once, and the slower one counts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from rlprune_edge.device.profiles import Profile
+from rlprune_edge.device.station import Station
+from rlprune_edge.errors import DeviceError, UserError
+from rlprune_edge.records import Measurement, Skeleton, Work
+
+T = TypeVar("T")
+
+_ALIKE = ("machine", "board", "cpu_model", "online_cpus", "max_mhz", "governor", "power_mode", "l4t", "kernel")
+
+
+class Fleet:
+    """A `Meter` over several stations."""
+
+    def __init__(self, stations: Sequence[Station]) -> None:
+        """At least two. Raises `UserError` where their profiles, threads or ways of measuring differ."""
+        self._stations = tuple(stations)
+        self._pool = ThreadPoolExecutor(len(stations), thread_name_prefix="board")
+        self._alike = False
+        first = stations[0]
+        if any(station.profile.source == "local" for station in stations):
+            raise UserError("this machine is measured on alone: give one device, or boards only")
+        self.profile: Profile = first.profile.model_copy(update={"name": ",".join(s.profile.name for s in stations)})
+        self.threads = first.threads
+        for other in stations[1:]:
+            if other.profile.model_copy(update={"name": first.profile.name}) != first.profile:
+                raise UserError(
+                    f"'{first.profile.name}' ({first.profile.title}) and '{other.profile.name}' "
+                    f"({other.profile.title}) are not the same kind of board; measure on one kind at a time"
+                )
+            if other.threads != first.threads:
+                raise UserError(
+                    f"'{first.profile.name}' is used with {first.threads} threads and '{other.profile.name}' with "
+                    f"{other.threads}; say how many all of them shall use: --threads {first.threads}"
+                )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give all boards back."""
+        for station in self._stations:
+            station.close()
+        self._pool.shutdown()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Those of the first, all others being alike. Raises `UserError` if they are not, `DeviceError`."""
+        found = self._on_all(lambda station: station.facts)
+        if not self._alike:
+            self._check_alike(found)
+        return found[0]
+
+    def _check_alike(self, hellos: Sequence[Mapping[str, Any]]) -> None:
+        def settings(hello: Mapping[str, Any]) -> dict[str, Any]:
+            runtime = {"onnxruntime": hello["runtime"].get("onnxruntime")}
+            return {name: hello["facts"].get(name) for name in _ALIKE} | runtime
+
+        first = settings(hellos[0])
+        for station, hello in zip(self._stations[1:], hellos[1:], strict=True):
+            other = settings(hello)
+            unlike = [f"{name} ({first[name]} and {other[name]})" for name in first if first[name] != other[name]]
+            if unlike:
+                raise UserError(
+                    f"'{self._stations[0].profile.name}' and '{station.profile.name}' are not set up alike: "
+                    f"{', '.join(unlike)}. Make them alike, or measure on one of them"
+                )
+        self._alike = True
+
+    @property
+    def key(self) -> str:
+        """Hash over all boards' keys, whatever their order."""
+        keys = sorted(self._on_all(lambda station: station.key))
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+
+    @property
+    def device_seconds(self) -> float:
+        """Of the board that was used most: they work at the same time."""
+        return max(station.device_seconds for station in self._stations)
+
+    def measure(
+        self,
+        model: Path,
+        *,
+        model_sha256: str,
+        graph_sha256: str,
+        reference: tuple[Path, str] | None,
+        inputs: Mapping[str, np.ndarray],
+        expected: Mapping[str, np.ndarray],
+        mode: str,
+        tolerance: float = 1e-3,
+        use_cache: bool | None = None,
+        skeleton: Skeleton | None = None,
+        work: Work | None = None,
+        reference_ms: float | None = None,
+    ) -> Measurement:
+        """As a station's. The measurement of the board with the smaller speed-up (or without a reference: the larger
+        latency), with the largest memory of all; those of the others are in its `others`."""
+        if not self._alike:
+            self._check_alike(self._on_all(lambda station: station.facts))
+        found = self._on_all(
+            lambda station: station.measure(
+                model,
+                model_sha256=model_sha256,
+                graph_sha256=graph_sha256,
+                reference=reference,
+                inputs=inputs,
+                expected=expected,
+                mode=mode,
+                tolerance=tolerance,
+                use_cache=use_cache,
+                skeleton=skeleton,
+                work=work,
+                reference_ms=reference_ms,
+            )
+        )
+        slower = max(found, key=lambda m: 1 / m.speedup.value if m.speedup else m.latency_ms.value)
+        memory = [m.memory_mb for m in found if m.memory_mb is not None]
+        others = tuple(m for m in found if m is not slower)
+        return replace(slower, memory_mb=max(memory, default=None), others=others)
+
+    def sweep(self, models: Sequence[bytes]) -> list[float]:
+        """As a station's; of each model the slower time."""
+        return [max(times) for times in zip(*self._on_all(lambda station: station.sweep(models)), strict=True)]
+
+    def _on_all(self, ask: Callable[[Station], T]) -> list[T]:
+        """The answers of all boards, asked at the same time. The failure of a board goes before that of a model."""
+        futures = [self._pool.submit(ask, station) for station in self._stations]
+        try:
+            errors = [error for future in futures if (error := future.exception()) is not None]
+        except BaseException:  # Ctrl-C while they measure
+            for station in self._stations:
+                station.break_off()
+            raise
+        for error in sorted(errors, key=lambda e: not isinstance(e, DeviceError)):
+            raise error
+        return [future.result() for future in futures]

@@ -1,0 +1,67 @@
+"""The page on boards does what it says: its commands run in their order, on a board that is a real sshd on loopback."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from device.ssh.board import fingerprint
+from device.ssh.host import Host, a_host
+from test_docs import a_model
+from typer.testing import CliRunner
+
+from rlprune_edge.cli import app
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "boards.md").read_text()
+COMMANDS = [
+    line[2:]
+    for block in re.findall(r"```console\n(.*?)```", PAGE, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+# Tried as written, but with less of everything; the last of two equal options wins.
+CHEAPER = {
+    "device setup": "--offline",
+    "device calibrate": "--mode reward",
+    "measure": "--mode reward",
+    "compress": "--budget 2 --epochs 0 --finalists 1 --final-mode reward --target-speedup 1.1 --agent uniform",
+}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with a_host(tmp_path) as host:
+        host.has_wheels()
+        yield host
+
+
+def test_the_commands_of_the_page_on_boards_run_in_their_order(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_model(tmp_path / "model.onnx", 512)
+    a_model(tmp_path / "other.onnx", 64)
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    for command in COMMANDS:
+        words = shlex.split(command)[1:]
+        name = " ".join(words[:2] if words[0] == "device" else words[:1])
+        words += shlex.split(CHEAPER.get(name, ""))
+        if name == "device add":
+            board = host.board
+            words += ["--profile", str(host.profile), "--host", f"{board.user}@{board.host}", "--port", str(board.port)]
+            words += ["--ssh-config", str(host.ssh_config), "--fingerprint", fingerprint(board.host_key())]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, (command, done.stdout, done.stderr, done.exception)
+        said[name] = done.stdout
+    assert "added 'pi4'" in said["device add"]
+    assert "PASS  agent" in said["device check"]
+    assert "noise floor" in said["device calibrate"]
+    assert "pi4 (measured there)" in said["measure"]
+    assert "is the noise floor" not in said["measure"]
+    assert "the noise floor this device was calibrated at" in said["measure"]
+    assert "faster on pi4" in said["compress"]
+    assert said["device release"] == "'pi4' is free\n"
+    assert list(host.board.home.rglob("*")) == []
