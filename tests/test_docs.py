@@ -92,17 +92,19 @@ def test_the_readme_shows_the_commands_that_matter() -> None:
 
 def a_model(path: Path, width: int) -> None:
     """A reader's own file."""
-    weight = numpy_helper.from_array(np.ones((width, width), np.float32) / width, "a")
+    shapes = {"a": (64, width), "b": (width, 64)}
+    weights = [numpy_helper.from_array(np.ones(shape, np.float32) / width, name) for name, shape in shapes.items()]
     value = helper.make_tensor_value_info
-    ends = [value("x", TensorProto.FLOAT, ["n", width])], [value("y", TensorProto.FLOAT, ["n", width])]
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "a"], ["y"])], "g", *ends, [weight])
+    ends = [value("x", TensorProto.FLOAT, ["n", 64])], [value("y", TensorProto.FLOAT, ["n", 64])]
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])]
+    graph = helper.make_graph(nodes, "g", *ends, weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
 
 
 def test_the_readmes_measurements_run(cache: Path, tmp_path: Path) -> None:
     (job,) = [job for job in JOBS if job[0].startswith("rlprune-edge measure")]
-    a_model(tmp_path / "model.onnx", 512)
-    a_model(tmp_path / "other.onnx", 64)
+    a_model(tmp_path / "model.onnx", 8192)
+    a_model(tmp_path / "other.onnx", 512)
     said = [run(f"{command} --mode reward", tmp_path, cache) for command in job]
     assert "latency" in said[0]
     assert "verdict: slower" in said[1]

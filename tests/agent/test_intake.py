@@ -46,6 +46,7 @@ PLACES = ["../weights.bin", "/etc/passwd", "link.bin", "a/b/weights.bin", "*/_OR
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("synthetic", [False, True])
 def test_a_tensor_whose_values_lie_elsewhere_is_refused(place: str | None, synthetic: bool) -> None:
+    """F31"""
     made = model([node("Add", ["x", "w"])])
     made.graph.initializer.append(external("w", place))
     failure = refused(made, synthetic=synthetic)
@@ -58,6 +59,7 @@ def test_a_tensor_whose_values_lie_elsewhere_is_refused(place: str | None, synth
 def test_files_that_onnx_itself_wrote_beside_the_model_are_refused_however_they_got_there(
     tmp_path: Path, how: str
 ) -> None:
+    """F31"""
     (tmp_path / "secret").write_bytes(b"\0" * 4096)
     folder = tmp_path / "model"
     (folder / "deep").mkdir(parents=True)
@@ -97,6 +99,7 @@ def hidden_in(where: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("where", ["constant", "branch", "function", "sparse", "list"])
 def test_wherever_in_the_model_it_hides(where: str) -> None:
+    """F31"""
     assert "not in it but in '../w'" in refused(hidden_in(where)).message
 
 
@@ -157,6 +160,7 @@ BOMBS = bombs()
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_small_file_that_asks_for_all_memory_is_too_big(name: str) -> None:
+    """F13"""
     assert len(BOMBS[name].SerializeToString()) < 30_000
     failure = refused(BOMBS[name], synthetic=True)
     assert failure.kind == "too_big"
@@ -245,6 +249,7 @@ def test_graphs_may_lie_eight_deep_in_one_another() -> None:
 
 
 def test_a_file_cut_off_anywhere_is_refused_with_a_sentence_that_helps() -> None:
+    """F30"""
     data = planted_models.dense(8).SerializeToString()
     for size in range(len(data) - 40):
         failure = refused(data[:size])
@@ -256,10 +261,12 @@ def test_a_file_cut_off_anywhere_is_refused_with_a_sentence_that_helps() -> None
     "data", [b"", b"not a model", os.urandom(0), b"\xff" * 100, b"PK\3\4" + b"\0" * 100, b"\x0b\x0c"]
 )
 def test_garbage_is_refused(data: bytes) -> None:
+    """F30"""
     assert "export it again" in refused(data).message
 
 
 def test_no_damage_gets_past_as_anything_but_a_failure_or_a_model() -> None:
+    """F30"""
     """8,000 files with bytes flipped, cut out or doubled: nothing but `Failure` is ever raised."""
     rng = random.Random(0)
     kinds: set[str] = set()
