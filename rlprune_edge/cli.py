@@ -8,6 +8,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
+from zipfile import BadZipFile
 
 import typer
 from rich.console import Console
@@ -194,7 +195,7 @@ def measure_command(
     mode: Annotated[
         str, typer.Option(help="How thoroughly: reward (seconds), verify (a minute), report (minutes).")
     ] = "verify",
-    threads: Annotated[int | None, typer.Option(help="Threads of an inference. [default: the device's]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of an inference. [default: the device's]")] = None,
     provider: Annotated[str | None, typer.Option(help=PROVIDER)] = None,
     strict: Annotated[bool, typer.Option("--strict", help=STRICT)] = False,
     shape: Annotated[
@@ -202,7 +203,8 @@ def measure_command(
     ] = None,
     inputs: Annotated[Path | None, typer.Option(help="A .npz file with arrays for inputs, by name.")] = None,
     tolerance: Annotated[
-        float, typer.Option(help="How far outputs may be from this machine's, as a share of the largest.")
+        float,
+        typer.Option(min=0, max=1, help="How far an output may be from this machine's, as a share of its largest."),
     ] = 1e-3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every sample on stdout.")] = False,
 ) -> None:
@@ -253,7 +255,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(f"cannot read the arrays in {path}: {error}; make them with numpy.savez") from error
 
 

@@ -184,6 +184,8 @@ def set_up(
     from rlprune_edge.device import boards, setup
     from rlprune_edge.device.profiles import load_profile
 
+    if system and home is not None:
+        raise UserError("--system keeps everything in /var/lib/rlprune-edge; leave either --system or --home away")
     board = boards.load(name)
     if home is not None and not home.startswith("/"):
         raise UserError(f"--home wants the whole path of a folder on the board, not '{home}'")
@@ -310,6 +312,5 @@ def remove(
             hint = f"To forget it here only: rlprune-edge device remove {name} --local-only"
             raise DeviceError(error.kind, f"{error}\n{hint}") from None
     boards.forget(name)
-    if not any(boards.load(other).host == board.host for other in boards.names()):
-        acquaint.distrust(board)
+    acquaint.distrust(board, [boards.load(other) for other in boards.names()])
     typer.echo(f"removed '{name}'")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rlprune_edge import deliver
-from rlprune_edge.device.boards import check_device, load_devices
+from rlprune_edge.device.boards import load_devices
 from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import CandidateError
@@ -69,11 +69,8 @@ def prepared(
     request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path
 ) -> Iterator[tuple[Run, tuple[WidthTimes, ...]]]:
     """A run that is ready to evaluate plans: trial 0 measured, the widths that pay known; with the board's table."""
-    check_device(request.device)  # a wrong name is said before anything is trained
     torch.manual_seed(request.seed)
-    watcher.stage(f"task {request.task}")
-    task = load_task(request.task, data=request.data, seed=request.seed, cache_dir=cache_dir)
-    loaded = _load_model(request, task, cache_dir, watcher)
+    # Made first, contacted later: a wrong name is said before anything is trained.
     with load_devices(
         request.device,
         cache_dir=cache_dir,
@@ -81,6 +78,9 @@ def prepared(
         provider=request.provider,
         strict=request.strict,
     ) as device:
+        watcher.stage(f"task {request.task}")
+        task = load_task(request.task, data=request.data, seed=request.seed, cache_dir=cache_dir)
+        loaded = _load_model(request, task, cache_dir, watcher)
         run = _open(request, folder, watcher, task, loaded, device)
         watcher.stage("trial 0: the uncut model")
         run.evaluate(run.space.uncut())

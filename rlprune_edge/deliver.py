@@ -13,6 +13,7 @@ import torch
 from rlprune_edge import __version__
 from rlprune_edge.bundle.verify import verify
 from rlprune_edge.bundle.write import write_bundle
+from rlprune_edge.device.boards import noise_floor_of, split
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import host, torch_export
 from rlprune_edge.prune import recover, space
@@ -72,6 +73,8 @@ def meets(measurement: Measurement, target: Target, *, firmly: bool = False) -> 
     """Whether a measurement meets the target on every board; `firmly`: also at the unfavourable end of its interval."""
     if not all(meets(other, target, firmly=firmly) for other in measurement.others):
         return False
+    if firmly and "few_blocks" in measurement.flags:  # its ends are those of a range
+        return False
     speedup, latency = measurement.speedup, measurement.latency_ms
     if target.speedup is not None and (speedup is None or (speedup.low if firmly else speedup.value) < target.speedup):
         return False
@@ -97,7 +100,7 @@ def _verified(run: Run) -> list[Trial]:
         (t for t in run.journal.trials[1:] if t.failure is None and t.score.feasible),
         key=lambda t: -t.score.reward,
     )
-    known: dict[str, dict[str, bool]] = run.folder.read_json("verified.json") or {}
+    known: dict[str, dict[str, Any]] = run.folder.read_json("verified.json") or {}
     firm: list[Trial] = []
     borderline: list[Trial] = []
     for trial in ranked[: 2 * run.request.finalists + 2]:
@@ -112,14 +115,15 @@ def _verified(run: Run) -> list[Trial]:
                 run.watcher.note(f"finalist {trial.plan.key}: {error}")
                 continue
             run.watcher.note(f"finalist {trial.plan.key}: {_reached(measurement)}")
-            if doubt := _weights_matter(trial, measurement):
-                run.watcher.note(doubt)
-                run.notes.append(doubt)
             known[trial.plan.key] = {
                 "met": meets(measurement, run.request.target),
                 "firm": meets(measurement, run.request.target, firmly=True),
+                "doubt": _weights_matter(trial, measurement),
             }
             run.folder.write_json("verified.json", known)
+        if doubt := known[trial.plan.key].get("doubt"):
+            run.watcher.note(doubt)
+            run.notes.append(doubt)
         if known[trial.plan.key]["firm"]:
             firm.append(trial)
         elif known[trial.plan.key]["met"]:
@@ -185,6 +189,7 @@ def fine_tuning(run: Run) -> recover.FineTuning:
         warmup_steps=recipe.warmup_steps,
         temperature=recipe.distillation_temperature,
         distillation_weight=recipe.distillation_weight,
+        feature_weight=recipe.feature_weight,
     )
 
 
@@ -228,6 +233,15 @@ def _finish(
         "validation_metric": quality.metric,
         "search_metric": trial.quality.metric if trial.quality else None,
     }
+    floors = [
+        noise_floor_of(name, threads=measurement.threads, provider=run.device.provider)
+        for name in split(run.request.device)
+    ]
+    if (floor := max((f for f in floors if f), default=None)) and measurement.speedup.value < 1 + floor:
+        run.notes.append(
+            f"a speed-up of {measurement.speedup.value:.3f}x is within the noise floor this device was calibrated at "
+            f"({floor:.2%}): it is not to be called a gain"
+        )
     status = outcome(drop, run.request.target)
     if status != "met":
         run.notes.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,7 +60,8 @@ class _Prepared:
     artifact: OnnxArtifact
     feeds: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
-    tolerance: float
+    """those that are compared: floats, or else whatever there is"""
+    tolerances: dict[str, float]
 
 
 def measure(
@@ -91,12 +92,18 @@ def measure(
         ]
         if len(stations) == 1:
             return [_ask(question, prepared, device, stations[0], tell)]
+        if len({str(station.boot_id) for station in stations}) < len(stations):
+            raise UserError(f"--device {device}: two of these are the same device; give each once")
         pool = stack.enter_context(ThreadPoolExecutor(len(stations)))
         asked = [
             pool.submit(_ask, question, prepared, name, station, tell)
             for name, station in zip(names, stations, strict=True)
         ]
         try:
+            wait(asked, return_when=FIRST_EXCEPTION)
+            for future in asked:
+                if future.done() and (error := future.exception()) is not None:
+                    raise error
             return [future.result() for future in asked]
         except BaseException:  # Ctrl-C, or one of them failed: the others need not go on
             for station in stations:
@@ -118,32 +125,52 @@ def _prepare(question: Question) -> list[_Prepared]:
             outputs = host.outputs(path, feeds)
         except CandidateError as error:
             raise UserError(f"{path} cannot be measured: {error}") from error
-        largest = 0.0
-        for name, value in outputs.items():
-            if value.dtype.kind == "f" and value.size:
-                if not np.isfinite(value).all():
-                    raise UserError(
-                        f"{path}: its output {name} is not finite for made-up inputs, so nothing could show that a "
-                        "device computes it rightly. Give real ones: --inputs FILE.npz"
-                    )
-                largest = max(largest, float(np.abs(value).max()))
-        prepared.append(_Prepared(artifact, feeds, outputs, question.tolerance * max(1.0, largest)))
-        if len(question.models) > 1:
-            given = feeds
+        outputs, tolerances = _to_compare(path, outputs, question.tolerance)
+        prepared.append(_Prepared(artifact, feeds, outputs, tolerances))
+        given = feeds
+    first, *others = prepared
+    for other in others:
+        if set(first.feeds) != set(other.feeds):
+            raise UserError(
+                f"{first.artifact.path} wants the inputs {', '.join(first.feeds)} and {other.artifact.path} wants "
+                f"{', '.join(other.feeds)}; two models are compared on the same inputs"
+            )
     return prepared
+
+
+def _to_compare(
+    path: Path, outputs: dict[str, np.ndarray], share: float
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The outputs that show whether a device computes rightly, each with what it may be off by.
+
+    Whole numbers are mostly positions of a largest value, which a near tie moves; they count only where there is
+    nothing else.
+    """
+    floats = {name: value for name, value in outputs.items() if value.dtype.kind == "f" and value.size}
+    for name, value in floats.items():
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"{path}: its output {name} is not finite for made-up inputs, so nothing could show that a "
+                "device computes it rightly. Give real ones: --inputs FILE.npz"
+            )
+    if not floats:
+        return outputs, dict.fromkeys(outputs, 0.0)
+    return floats, {name: share * float(np.abs(value).max()) for name, value in floats.items()}
 
 
 def _ask(
     question: Question, prepared: Sequence[_Prepared], device: str, station: Station, tell: Callable[[str], None]
 ) -> Answer:
-    found = []
-    for place, model in enumerate(prepared):
+    found: list[Measurement] = []
+    # The second first and alone: what is wrong with it is then its own.
+    for place in reversed(range(len(prepared))):
+        model = prepared[place]
         other = prepared[1].artifact if len(prepared) > 1 and place == 0 else None
         tell(f"{device}: {model.artifact.path}" + (f", in turns with {other.path}" if other else ""))
-        found.append(_measured(station, model, other, question.mode))
-    floor = noise_floor_of(device)
+        found.insert(0, _measured(station, model, other, question.mode))
+    floor = noise_floor_of(device, threads=station.threads, provider=station.provider)
     speedup = found[0].speedup
-    judged = verdict(speedup, floor) if speedup else None
+    judged = verdict(speedup, floor, only_range="few_blocks" in found[0].flags) if speedup else None
     return Answer(device, tuple(found), judged, floor is not None)
 
 
@@ -158,7 +185,7 @@ def _measured(station: Station, model: _Prepared, other: OnnxArtifact | None, mo
             inputs=model.feeds,
             expected=model.outputs,
             mode=mode,
-            tolerance=model.tolerance,
+            tolerance=model.tolerances,
             use_cache=False,
             work=artifact.work,
         )

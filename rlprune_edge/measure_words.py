@@ -53,7 +53,8 @@ def lines(device: str, measurements: Sequence[Measurement], paths: Sequence[Path
 
 def _rows(m: Measurement) -> Iterator[tuple[str, str]]:
     low, high = milliseconds(m.latency_ms.low, ""), milliseconds(m.latency_ms.high, "")
-    yield "latency", f"{milliseconds(m.latency_ms.value)} (95 % interval {low} to {high})"
+    kind = "range" if "few_blocks" in m.flags or "processes_differ" in m.flags else "95 % interval"
+    yield "latency", f"{milliseconds(m.latency_ms.value)} ({kind} {low} to {high})"
     known = {name: value for name, value in m.percentiles_ms.items() if value is not None and name != "p50"}
     if known:
         yield "percentiles", ", ".join(f"{name} {milliseconds(value)}" for name, value in known.items())

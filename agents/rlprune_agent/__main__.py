@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import rlprune_agent
-from rlprune_agent import bridge, limits, sockets, vitals
+from rlprune_agent import bridge, durable, limits, sockets, vitals
 from rlprune_agent.agent import Agent
 from rlprune_agent.daemon import alone, serve
 from rlprune_agent.lease import LEASE_SECONDS
@@ -50,10 +50,17 @@ def _stdio(options: argparse.Namespace) -> int:
         arguments += ["--lease-seconds", str(options.lease_seconds), "--idle-seconds", str(options.idle_seconds)]
         connection = bridge.connected(options.home, options.socket or sockets.SYSTEM_SOCKET, arguments)
         bridge.copy(connection, 0, private)
-    except Failure as failure:  # say so where an operator may look, and end
-        sys.stderr.write(f"rlprune-edge-agent: {failure.message}\n")
-        return 1
+    except Failure as failure:
+        return _complain(failure)
+    except OSError as error:  # a card that turned read-only
+        return _complain(durable.disk_failure(error, options.home))
     return 0
+
+
+def _complain(failure: Failure) -> int:
+    """Say what happened where an operator may look; the exit status."""
+    sys.stderr.write(f"rlprune-edge-agent: {failure.message}\n")
+    return 1
 
 
 def _child(parent: int, self_test_of: str | None) -> int:

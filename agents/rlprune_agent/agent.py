@@ -46,27 +46,31 @@ class Agent:
         self.store = Store(home / "store", quota_bytes, pinned=self.jobs.files_in_use)
         self.lease = Lease(home, boot_id, seconds=lease_seconds, alone=alone, holder_lives=self.jobs.somebody_has_it)
         self.worker = Worker(self.jobs, self.store, root)
+        self._leasing = threading.Lock()
+        """held while a lease is given or looked after: neither must see the other half done"""
         self._began = time.monotonic()
         self._granted: int | None = None
 
     def acquire(self, owner: str, session: str) -> dict[str, Any]:
         """Ask for the lease for a conversation; see `Lease.acquire`."""
-        reply = self.lease.acquire(owner, session, on_grant=self.jobs.open)
-        if reply["granted"]:
-            self._granted = reply["token"]
-            self._end_jobs_of_others(reply["token"])
+        with self._leasing:
+            reply = self.lease.acquire(owner, session, on_grant=self.jobs.open)
+            if reply["granted"]:
+                self._granted = reply["token"]
+                self._end_jobs_of_others(reply["token"])
         return reply
 
     def tick(self) -> None:
         """To be called about once a second: what a lease that has run out or was broken leaves behind is ended."""
-        try:
-            token = self.lease.current()
-        except (Failure, OSError) as error:
-            log.warning("the lease cannot be looked at: %s", error)
-            return
-        self._end_jobs_of_others(token)
-        if self.alone and token != self._granted and not self.jobs.unfinished():
-            self.jobs.close()
+        with self._leasing:
+            try:
+                token = self.lease.current()
+            except (Failure, OSError) as error:
+                log.warning("the lease cannot be looked at: %s", error)
+                return
+            self._end_jobs_of_others(token)
+            if self.alone and token != self._granted and not self.jobs.unfinished():
+                self.jobs.close()
 
     def _end_jobs_of_others(self, token: int | None) -> None:
         self.jobs.stop_others(token, Failure("lease_lost", "the lease of the device ran out or was broken"))
@@ -74,7 +78,7 @@ class Agent:
     def release(self, token: int) -> None:
         """Give the lease back, and end what it still runs."""
         if self.lease.release(token):
-            self.jobs.stop_others(None, Failure("lease_lost", "the lease was given back"))
+            self.jobs.stop_those_of(token, Failure("lease_lost", "the lease was given back"))
 
     def end(self) -> None:
         """End the job that runs, and the worker. The host that waits for it may have it done again."""

@@ -1,10 +1,12 @@
-"""What a board is asked before it has an agent: look, install, remove. Sent as text and run by `python3 -c`.
+"""What a board is asked before it has an agent: look, install, remove. Sent as text and run by `python3 -I -c`.
 
 It runs alone, imports nothing of its neighbours, and its syntax is Python 3.6, because the sentence about too old a
 Python has to come from that Python. Its input is one line of JSON, the parameters, and then the files they announce; it
 answers with lines of JSON: {"say": ...} while it works, {"done": ...} or {"failed": ..., "kind": ...} at the end.
 """
 
+import contextlib
+import fcntl
 import glob
 import hashlib
 import json
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 PYTHON_LEAST = (3, 8)
 PYTHONS = ("python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.9", "python3.8")
@@ -30,6 +32,10 @@ SYSTEM_USER = "rlprune"
 UNIT = "rlprune-edge-agent.service"
 USER_UNITS = ".config/systemd/user"
 SYSTEM_UNITS = "/etc/systemd/system"
+MARK = "setup.lock"
+"""the file that says that a folder is the agent's home and all of it ours; whoever works there holds a lock on it"""
+LINGERS = "lingers"
+"""the file that says that it was us who had the login's services outlive its sessions"""
 # onnxruntime 1.31 and later send usage data to their maker, and keep an id of the device in the user's cache folder,
 # unless they are told not to before they are imported. A board that measures has nothing to say to anybody else.
 NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
@@ -113,7 +119,7 @@ def pythons() -> Tuple[Optional[str], Dict[str, Any]]:
         path = shutil.which(name)
         if path is None:
             continue
-        status, text = run([path, "-c", _ABOUT_PYTHON], 30)
+        status, text = run([path, "-I", "-c", _ABOUT_PYTHON], 30)
         if status:
             continue
         about = json.loads(text.splitlines()[-1])
@@ -128,7 +134,7 @@ def packages(home: str) -> Tuple[Dict[str, str], str]:
     python = os.path.join(home, "venv", "bin", "python")
     if not os.path.exists(python):
         return {}, "there is no virtual environment"
-    status, text = run([python, "-c", _ABOUT_PACKAGES], 120)
+    status, text = run([python, "-I", "-c", _ABOUT_PACKAGES], 120)
     if status == 0:
         return json.loads(text.splitlines()[-1]), ""
     if status == -signal.SIGILL:
@@ -173,11 +179,20 @@ def free_bytes(path: str) -> int:
     return shutil.disk_usage(path).free
 
 
-def look() -> Dict[str, Any]:
+def as_system() -> bool:
+    """Is there anything of a system service here? Its user and its folder count: a set-up may have broken off."""
+    try:
+        pwd.getpwnam(SYSTEM_USER)
+        return True
+    except KeyError:
+        return os.path.exists(os.path.join(SYSTEM_UNITS, UNIT)) or os.path.isdir(SYSTEM_HOME)
+
+
+def look(params: Params) -> Dict[str, Any]:
     """All that setup and the doctor want to know; changes nothing."""
     home = base({})
     python, about = pythons()
-    where = SYSTEM_HOME if os.path.exists(os.path.join(SYSTEM_UNITS, UNIT)) else home
+    where = SYSTEM_HOME if as_system() else home
     found, broken = packages(home) if where == home else ({}, "")
     user_unit = os.path.join(os.path.expanduser("~"), USER_UNITS, UNIT)
     throttled = run(["vcgencmd", "get_throttled"], 10) if shutil.which("vcgencmd") else (127, "")
@@ -195,7 +210,7 @@ def look() -> Dict[str, Any]:
         "sudo": os.getuid() == 0 or run(["sudo", "-n", "true"], 10)[0] == 0,
         "systemd_system": os.path.isdir("/run/systemd/system"),
         "systemd_user": run(["systemctl", "--user", "show-environment"], 10)[0] == 0,
-        "free_bytes": free_bytes(home),
+        "free_bytes": free_bytes(params.get("home") or os.path.realpath(base(params) if home == where else where)),
         "features": features(),
         "model": read("/proc/device-tree/model"),
         "l4t": (read("/etc/nv_tegra_release") or "").splitlines()[:1],
@@ -222,20 +237,67 @@ def look() -> Dict[str, Any]:
 
 
 def make_home(params: Params) -> str:
-    """The agent's home, private to its user; on another disk where that was asked for."""
+    """The agent's home, private to its user and marked as ours; on another disk where that was asked for."""
     home = base(params)
     wanted = params.get("home")
     if wanted and os.path.realpath(home) != os.path.realpath(wanted):
-        if os.path.lexists(home):
+        place = place_in(os.path.realpath(wanted))
+        if not os.path.lexists(home):
+            os.makedirs(os.path.dirname(home), exist_ok=True)
+            os.makedirs(place, mode=0o700, exist_ok=True)
+            os.symlink(place, home)
+        elif os.path.realpath(home) != place:
             raise Failed(f"{home} is there already; remove it before it is set up in {wanted}", "user")
-        os.makedirs(wanted, mode=0o700, exist_ok=True)
-        os.makedirs(os.path.dirname(home), exist_ok=True)
-        os.symlink(os.path.realpath(wanted), home)
+    if os.path.islink(home) and not ours_alone(home):
+        target = os.path.realpath(home)
+        raise Failed(
+            f"{home} leads to {target}, which holds something else; remove the link and set it up anew", "user"
+        )
     os.makedirs(home, mode=0o700, exist_ok=True)
     os.chmod(os.path.realpath(home), 0o700)
+    with open(os.path.join(home, MARK), "a"):
+        pass
     for name in ("agents", "bin"):
         os.makedirs(os.path.join(home, name), mode=0o700, exist_ok=True)
     return home
+
+
+def place_in(wanted: str) -> str:
+    """The folder to be the home where `wanted` was asked for: a new one, because all of it goes when we are removed."""
+    if not os.path.lexists(wanted) or os.path.exists(os.path.join(wanted, MARK)):
+        return wanted
+    place = os.path.join(wanted, "rlprune-edge")
+    if not ours_alone(place):
+        raise Failed(f"{place} holds something else already; choose another folder with --home", "user")
+    return place
+
+
+def ours_alone(folder: str) -> bool:
+    """May all of the folder be deleted one day? It is marked as ours, or there is nothing in it yet."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return True
+    return MARK in names or not names
+
+
+@contextlib.contextmanager
+def held(home: str) -> Iterator[None]:
+    """Keep other set-ups away from the home meanwhile, if there is one."""
+    if not os.path.isdir(home):
+        yield
+        return
+    # Closed when this process ends, whatever ends it; the programs that it runs do not inherit it.
+    fd = os.open(os.path.join(home, MARK), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise Failed(f"another set-up is going on in {home}; wait until it is done and try again", "user") from None
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def receive(params: Params, folder: str, source: Any) -> List[str]:
@@ -279,6 +341,12 @@ def install_packages(params: Params, source: Any) -> Dict[str, Any]:
     Without, pip fetches them from wherever it is configured to. No packages at all: an environment for the bridge.
     """
     home = make_home(params)
+    with held(home):
+        return {"packages": renew(params, home, source)}
+
+
+def renew(params: Params, home: str, source: Any) -> Dict[str, str]:
+    """The new environment in the old one's place, and the versions of what is in it."""
     fresh, old = os.path.join(home, "venv.new"), os.path.join(home, "venv.old")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -287,7 +355,7 @@ def install_packages(params: Params, source: Any) -> Dict[str, Any]:
             fetch(params, fresh)
         else:
             unpack(params, fresh, os.path.join(home, "wheels"), source)
-        return {"packages": swap(home, fresh, old, bool(params["packages"]))}
+        return swap(home, fresh, old, bool(params["packages"]))
     finally:
         for name in ("wheels", "venv.new", "venv.old"):
             shutil.rmtree(os.path.join(home, name), ignore_errors=True)
@@ -310,7 +378,7 @@ def fetch(params: Params, venv: str) -> None:
 def unpack(params: Params, venv: str, folder: str, source: Any) -> None:
     """A virtual environment with the wheels that follow the parameters."""
     checked([params["python"], "-m", "venv", "--without-pip", venv], 300, "making a virtual environment")
-    ask = [os.path.join(venv, "bin", "python"), "-c", "import sysconfig; print(sysconfig.get_paths()['platlib'])"]
+    ask = [os.path.join(venv, "bin", "python"), "-I", "-c", "import sysconfig; print(sysconfig.get_paths()['platlib'])"]
     place = checked(ask, 60, "asking Python where packages go")
     for path in receive(params, folder, source):
         tell(say="unpacking " + os.path.basename(path))
@@ -339,8 +407,14 @@ def swap(home: str, fresh: str, old: str, wanted: bool) -> Dict[str, str]:
 def install_agent(params: Params, source: Any) -> Dict[str, Any]:
     """Put the agent beside older ones, try it, and only then make it the current one."""
     home = make_home(params)
+    with held(home):
+        return {"changed": switch(params, home, source)}
+
+
+def switch(params: Params, home: str, source: Any) -> bool:
+    """Make the agent that follows the current one; was it another before?"""
     (path,) = receive(params, os.path.join(home, "agents"), source)
-    checked([os.path.join(home, "venv", "bin", "python"), path, "--version"], 60, "starting the agent")
+    checked([os.path.join(home, "venv", "bin", "python"), path, "--self-test"], 60, "the agent's self-test")
     launcher, link = os.path.join(home, "bin", "rlprune-edge-agent"), os.path.join(home, "current")
     before = current(home)
     with open(launcher + ".new", "w") as file:
@@ -351,7 +425,7 @@ def install_agent(params: Params, source: Any) -> Dict[str, Any]:
         os.unlink(link + ".new")
     os.symlink(os.path.join("agents", os.path.basename(path)), link + ".new")
     os.replace(link + ".new", link)
-    return {"changed": before != current(home)}
+    return before != current(home)
 
 
 def install_user_service(params: Params) -> Dict[str, Any]:
@@ -364,7 +438,30 @@ def install_user_service(params: Params) -> Dict[str, Any]:
     action = "restart" if changed or params["restart"] else "start"
     checked([*systemctl, "enable", UNIT], 30, "enabling the service")
     checked([*systemctl, action, UNIT], 60, "starting the service")
-    return {"linger": run(["loginctl", "enable-linger"], 20)[0] == 0}
+    return {"linger": linger(base(params))}
+
+
+def linger(home: str) -> bool:
+    """Have the login's services outlive its sessions, and remember it if that was not so before; is it so?"""
+    if os.path.exists(os.path.join("/var/lib/systemd/linger", pwd.getpwuid(os.getuid()).pw_name)):
+        return True
+    if run(["loginctl", "enable-linger"], 20)[0]:
+        return False
+    with open(os.path.join(home, LINGERS), "w"):
+        return True
+
+
+def drop_user_service(params: Params) -> Dict[str, Any]:
+    """Stop the agent that the login runs, as a service or for a bridge, and undo what made it one."""
+    home, unit = base(params), os.path.join(os.path.expanduser("~"), USER_UNITS, UNIT)
+    if os.path.lexists(unit):
+        run(["systemctl", "--user", "disable", "--now", UNIT], 60)
+        os.unlink(unit)
+        run(["systemctl", "--user", "daemon-reload"], 30)
+    if os.path.exists(os.path.join(home, LINGERS)):
+        run(["loginctl", "disable-linger"], 20)
+        os.unlink(os.path.join(home, LINGERS))
+    return {"ended": end_daemon(home)}
 
 
 def prepare_system(params: Params) -> Dict[str, Any]:
@@ -453,28 +550,32 @@ def end_daemon(home: str) -> bool:
 
 def remove() -> Dict[str, Any]:
     """Stop the agent and delete all that setup made in the login's home."""
-    user_home = os.path.expanduser("~")
-    unit, home = os.path.join(user_home, USER_UNITS, UNIT), base({})
-    if os.path.exists(unit):
-        run(["systemctl", "--user", "disable", "--now", UNIT], 60)
-        os.unlink(unit)
-        run(["systemctl", "--user", "daemon-reload"], 30)
-    end_daemon(home)
+    home = base({})
     target = os.path.realpath(home)
     there = os.path.isdir(target)
-    shutil.rmtree(target, ignore_errors=True)
+    if os.path.islink(home) and not ours_alone(target):
+        raise Failed(f"{home} leads to {target}, which holds something else; delete what is ours there by hand", "user")
+    with held(target):
+        drop_user_service({})
+        shutil.rmtree(target, ignore_errors=True)
     if os.path.islink(home):
         os.unlink(home)
     if os.path.lexists(home):
         raise Failed(f"{home} cannot be deleted entirely")
-    for path in (home, unit):
-        for _ in range(3):
-            path = os.path.dirname(path)
-            try:
-                os.rmdir(path)
-            except OSError:  # not empty, or not there: not ours
-                break
+    user_home = os.path.expanduser("~")
+    for path in (os.path.join(user_home, BASE), os.path.join(user_home, USER_UNITS, UNIT)):
+        prune_folders(os.path.dirname(path), user_home)
     return {"removed": there}
+
+
+def prune_folders(path: str, top: str) -> None:
+    """Delete the folder and those above it that are empty, but not `top`."""
+    while path != top and path.startswith(top):
+        try:
+            os.rmdir(path)
+        except OSError:  # not empty, or not there: not ours
+            return
+        path = os.path.dirname(path)
 
 
 def remove_system() -> Dict[str, Any]:
@@ -485,8 +586,9 @@ def remove_system() -> Dict[str, Any]:
     if os.path.exists(unit):
         os.unlink(unit)
     run(["systemctl", "daemon-reload"], 60)
-    for folder in (SYSTEM_HOME, "/var/cache/rlprune-edge"):
-        shutil.rmtree(folder, ignore_errors=True)
+    with held(SYSTEM_HOME):
+        for folder in (SYSTEM_HOME, "/var/cache/rlprune-edge"):
+            shutil.rmtree(folder, ignore_errors=True)
     run(["userdel", SYSTEM_USER], 60)
     run(["groupdel", SYSTEM_USER], 60)  # it outlives its user while the login is a member
     return {}
@@ -496,13 +598,15 @@ def remove_system() -> Dict[str, Any]:
 
 Action = Callable[[Params, Any], Dict[str, Any]]
 ACTIONS: Dict[str, Action] = {
-    "look": lambda _params, _source: look(),
+    "look": lambda params, _source: look(params),
+    "found": lambda params, _source: {"packages": packages(base(params))[0]},
     "packages": install_packages,
     "agent": install_agent,
     "user-service": lambda params, _source: install_user_service(params),
     "prepare-system": lambda params, _source: prepare_system(params),
     "system-service": lambda params, _source: install_system_service(params),
     "restart": lambda params, _source: restart_daemon(params),
+    "drop-user-service": lambda params, _source: drop_user_service(params),
     "remove": lambda _params, _source: remove(),
     "remove-system": lambda _params, _source: remove_system(),
 }
@@ -511,6 +615,7 @@ ACTIONS: Dict[str, Action] = {
 def main(source: Any) -> int:
     """Do what the parameters ask for; the exit status."""
     os.umask(0o077)
+    os.chdir("/")  # `python -m venv` and the like look into the current folder first: whose things lie there?
     os.environ[NO_TELEMETRY[0]] = NO_TELEMETRY[1]
     params = json.loads(source.readline().decode("utf-8"))
     try:

@@ -19,18 +19,23 @@ from rlprune_agent import durable, sockets
 from rlprune_agent.protocol import Failure, printable
 from rlprune_agent.supervise import BOOT, CODE
 
+SYSTEM_UNIT = Path("/etc/systemd/system/rlprune-edge-agent.service")
+
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.02
 _CHUNK = 256 * 1024
 _WORDS = 1000
 
 
-def connected(home: Path, system_socket: Path, serve_arguments: Sequence[str]) -> socket.socket:
+def connected(
+    home: Path, system_socket: Path, serve_arguments: Sequence[str], *, system_unit: Path = SYSTEM_UNIT
+) -> socket.socket:
     """A connection to the daemon. Raises `Failure` if there is none and none can be started.
 
     A daemon that runs as a system service is the only one there may be: two would not know of each other's lease.
+    While the service starts there is no socket yet, so its unit counts as well.
     """
-    if system_socket.exists():
+    if _is_there(system_socket) or system_unit.exists():
         return _patiently(system_socket, "systemctl status rlprune-edge-agent says why")
     path = sockets.home_socket(home)
     with contextlib.suppress(OSError):
@@ -41,6 +46,13 @@ def connected(home: Path, system_socket: Path, serve_arguments: Sequence[str]) -
         with contextlib.suppress(OSError):  # somebody else started it while we waited
             return sockets.connect(path)
         return _start(home, path, serve_arguments)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # in a folder that this login may not look into
+        return True
 
 
 def _patiently(path: Path, hint: str) -> socket.socket:

@@ -130,7 +130,7 @@ def alone(agent: Agent, read_fd: int, write_fd: int) -> int:
                 wake.end()
 
         threading.Thread(target=converse, name="conversation", daemon=True).start()
-        while not wake.asked_to_end:
+        while not wake.asked_to_end and agent.worker.lives:
             select.select([wake], [], [], _TICK_SECONDS)
             wake.clear()
             agent.tick()
@@ -177,7 +177,7 @@ class Daemon:
         self._conversations: list[_Conversation] = []
 
     def run(self) -> int:
-        """The main loop; the exit status. 1: another agent process does the jobs of this home."""
+        """The main loop; the exit status. 1: another agent process does the jobs of this home, or nobody does."""
         if not self._agent.jobs.open(_TAKEOVER_SECONDS):
             sys.stderr.write(f"another agent process does the jobs of {self._agent.home}\n")
             return 1
@@ -186,7 +186,7 @@ class Daemon:
             log.info("listening at %s", self._path)
             self._notifier.tell("READY=1")
             idle_since = time.monotonic()
-            while not wake.asked_to_end:
+            while not wake.asked_to_end and self._agent.worker.lives:
                 self._notifier.alive()
                 ready = select.select([listener.fileno(), wake.fileno()], [], [], _TICK_SECONDS)[0]
                 wake.clear()
@@ -205,9 +205,10 @@ class Daemon:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
             self._drain()
+        lives = self._agent.worker.lives
         self._agent.end()
-        log.info("ended")
-        return 0
+        log.info("ended" if lives else "ended: the thread that does jobs is dead")
+        return 0 if lives else 1
 
     def _accept(self, listener: socket.socket, wake: _Wake) -> None:
         try:
@@ -221,7 +222,10 @@ class Daemon:
             _refuse(connection, Failure("busy", f"{CONVERSATIONS_MAX} conversations are going on already"))
         else:
             trusted = uid == os.geteuid()
-            self._conversations.append(_Conversation(connection, self._agent, wake, trusted=trusted))
+            try:
+                self._conversations.append(_Conversation(connection, self._agent, wake, trusted=trusted))
+            except RuntimeError:  # the limit on processes counts threads as well
+                _refuse(connection, Failure("busy", "the device has no room for another thread"))
 
     def _drain(self) -> None:
         """Let requests that are being answered get their answer, unless that takes long."""

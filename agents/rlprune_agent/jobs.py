@@ -185,6 +185,13 @@ class Jobs:
                 if job.token != token:
                     self.stop(job, failure)
 
+    def stop_those_of(self, token: int, failure: Failure) -> None:
+        """End all jobs of a lease that was given back."""
+        with self._changed:
+            for job in self._unfinished():
+                if job.token == token:
+                    self.stop(job, failure)
+
     @contextlib.contextmanager
     def watched(self) -> Iterator[int]:
         """A descriptor that becomes readable when anything changes; whoever reads it reads it empty."""
@@ -270,10 +277,13 @@ class Jobs:
         job.state = "running"
         try:
             self._note(job)
+            job.cancel = Cancel()
         except Failure as failure:
             self.finish(job, _as_message(failure))
             return None
-        job.cancel = Cancel()
+        except OSError as error:  # no descriptors left
+            self.finish(job, _as_message(Failure("agent_crashed", f"the job cannot be started: {error.strerror}")))
+            return None
         self._tell()
         return job
 
@@ -344,7 +354,7 @@ class Jobs:
     def _entries(self) -> Iterator[dict[str, Any]]:
         """The journal's lines that make sense: a power cut may leave half of the last one.
 
-        One of another format is another agent's, whose jobs are sent again if anybody still wants them.
+        One of another format is another agent's: its jobs are not known here, as a host that asks for one is told.
         """
         try:
             first, *lines = self._journal.read_text(encoding="utf-8", errors="replace").splitlines() or [""]

@@ -78,7 +78,7 @@ def _measure_spec(request: dict[str, Any]) -> dict[str, Any]:
         "cap_seconds": _between(settings, "cap_seconds", Number, 0, _CAP_MAX_SECONDS),
     }
     # What only the measuring process understands goes through as it came, or not at all.
-    for name, kind in (("runtime", dict), ("weights", dict), ("model_bytes", int)):
+    for name, kind in (("runtime", dict), ("weights", dict), ("model_bytes", int), ("tolerances", dict)):
         if request.get(name) is not None:
             spec[name] = _field(request, name, kind)
     if not expected and not spec.get("weights", {}).get("candidate"):

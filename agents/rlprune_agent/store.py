@@ -196,7 +196,7 @@ class Store:
                 return
             except OSError as error:
                 failure = durable.disk_failure(error, self.folder)
-                if attempt == 1 and self._collect(self.quota_bytes - (size - here)):
+                if attempt == 1 and self._collect(max(0, self.used_bytes() - (size - here)), keep=sha256):
                     continue
                 self._remove_quietly(sha256)
                 raise failure from None
@@ -236,9 +236,9 @@ class Store:
                         found.append((status.st_mtime, status.st_size, folder, name))
         return found
 
-    def _collect(self, allowed: int) -> bool:
+    def _collect(self, allowed: int, *, keep: str = "") -> bool:
         """Remove what was used longest ago until all files together are at most `allowed` bytes; was it anything?"""
-        pinned = set(self._pinned())
+        pinned = {*self._pinned(), keep}
         entries = sorted(self._entries())
         total, removed = sum(entry[1] for entry in entries), False
         for _, size, folder, name in entries:

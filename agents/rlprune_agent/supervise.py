@@ -16,8 +16,9 @@ from typing import Any, Callable, Sequence
 from rlprune_agent import limits
 from rlprune_agent.protocol import WAITING_PHASES, Channel, Failure, Message, printable
 
-# Works the same from a folder and from inside a zip; `-m` would need PYTHONPATH, which would leak into the child.
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from rlprune_agent.__main__ import main; main(sys.argv[2:])"
+# Works the same from a folder and from inside a zip; `-m` would need PYTHONPATH, which would leak into the child. The
+# current folder, which comes first with `-c`, gives way: there may be anybody's `signal.py` in it.
+BOOT = "import sys; sys.path[0] = sys.argv[1]; from rlprune_agent.__main__ import main; main(sys.argv[2:])"
 CODE = Path(__file__).resolve().parent.parent
 """the zip, or the folder, that this very agent runs from"""
 
@@ -195,8 +196,8 @@ class _Time:
 def _overdue(phase: str) -> Failure:
     if phase == "gates":
         return Failure("gate_timed_out", "the board did not become fit to measure in time", phase=phase)
-    ours = phase == "runtime"
-    kind, who = ("agent_crashed", "onnxruntime") if ours else ("timeout_model", "the model")
+    ours = phase in ("runtime", "energy")  # by then the model has been timed
+    kind, who = ("agent_crashed", "the agent") if ours else ("timeout_model", "the model")
     return Failure(kind, f"{who} did not finish in time (phase: {phase})", phase=phase)
 
 

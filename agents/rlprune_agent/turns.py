@@ -15,6 +15,7 @@ from rlprune_agent.world import World
 Blocks = List[List[int]]
 
 _CONTENDED_SHARE = 0.10
+_SLOW_WINDOW_RUNS = 2
 
 
 class DroppedPair(NamedTuple):
@@ -130,7 +131,7 @@ def _warm_up(models: list[Timed], settings: dict[str, Any], world: World, deadli
     began = world.now_ns()
     while True:
         for model, seen in zip(models, windows):
-            seen.append(model.block(settings["window_runs"], settings["window_ms"] * 1e6))
+            seen.append(_window(model, settings))
         seconds = (world.now_ns() - began) / 1e9
         runs = min(sum(len(w) for w in seen) for seen in windows)
         steady = all(len(seen) > 1 and pace.is_steady(seen[-2], seen[-1]) for seen in windows)
@@ -139,6 +140,12 @@ def _warm_up(models: list[Timed], settings: dict[str, Any], world: World, deadli
         spent = runs >= settings["warmup_cap_runs"] and seconds >= 2 * settings["warmup_seconds"]
         if spent or seconds >= settings["warmup_cap_seconds"] or world.now_ns() >= deadline_ns:
             return steady
+
+
+def _window(timed: Timed, settings: dict[str, Any]) -> list[int]:
+    """Runs to see whether a model is warm by; two will do of those that take a second each."""
+    runs = settings["window_runs"] if timed.run_ns <= settings["slow_run_ms"] * 1e6 else _SLOW_WINDOW_RUNS
+    return timed.block(runs, settings["window_ms"] * 1e6)
 
 
 def _block_runs(run_ns: float, settings: dict[str, Any]) -> int:
@@ -179,7 +186,7 @@ def _timed_pairs(
             gates.dropped(trouble)
             for timed in (candidate, reference):
                 if timed:
-                    timed.block(settings["window_runs"], settings["window_ms"] * 1e6)
+                    _window(timed, settings)
             gates.begin()
             continue
         if gates:

@@ -115,6 +115,7 @@ class Walk:
     def _function(self, span: Span) -> None:
         name = domain = ""
         nodes: list[Span] = []
+        defaults: list[Span] = []
         for field in self._fields(span):
             if field.number == 1:
                 name = self._text(field)
@@ -125,11 +126,13 @@ class Walk:
             elif field.number == 9:
                 self._opset(self._message(field))
             elif field.number == 11:
-                self._attribute(self._message(field), Node(), (span,), ({},), 0)
+                defaults.append(self._message(field))
             elif field.number == 12:
                 self._value_info(self._message(field))
         self._owner = (domain, name)
         self.calls.setdefault(self._owner, {})
+        for default in defaults:
+            self._attribute(default, Node(), (span,), ({},), 0)
         scope: Scopes = ({},)
         for node in nodes:
             self._node(node, (span,), scope, 0)

@@ -25,6 +25,7 @@ _PROBE_AGAIN_SECONDS = 5.0
 _GRACE_SECONDS = 30.0
 _IDLE_SECONDS = 30.0
 _END_SECONDS = 10.0
+_PAUSE_SECONDS = 1.0
 
 
 class Worker:
@@ -56,6 +57,11 @@ class Worker:
             self._jobs.wake()
         return dict(self._runtime) if self._probed.wait(seconds) else None
 
+    @property
+    def lives(self) -> bool:
+        """Is there still a thread to do jobs?"""
+        return self._thread.is_alive()
+
     def end(self, failure: Failure) -> None:
         """End what runs, as that failure, and the thread."""
         self._ending = True
@@ -68,17 +74,25 @@ class Worker:
 
     def _work(self) -> None:
         while not self._ending:
-            if self._probe_wanted:
-                self._probe_wanted = False
-                self._runtime = self._probe()
-                self._probe_again = time.monotonic() + _PROBE_AGAIN_SECONDS
-                self._probed.set()
-                continue
-            job = self._jobs.take(_IDLE_SECONDS)
-            if job is not None:
-                log.info("job %s begins", job.id)
-                self._jobs.finish(job, self._outcome(job))
-                log.info("job %s is done", job.id)
+            try:
+                self._step()
+            except Exception:  # a board short of processes or descriptors has them again later
+                log.exception("the worker goes on")
+                time.sleep(_PAUSE_SECONDS)
+
+    def _step(self) -> None:
+        """Try the runtime if that is wanted, else do the next job."""
+        if self._probe_wanted:
+            self._probe_wanted = False
+            self._runtime = self._probe()
+            self._probe_again = time.monotonic() + _PROBE_AGAIN_SECONDS
+            self._probed.set()
+            return
+        job = self._jobs.take(_IDLE_SECONDS)
+        if job is not None:
+            log.info("job %s begins", job.id)
+            self._jobs.finish(job, self._outcome(job))
+            log.info("job %s is done", job.id)
 
     def _probe(self) -> dict[str, Any]:
         try:
@@ -87,6 +101,9 @@ class Worker:
             if not self._ending:
                 log.warning("the runtime does not work: %s", failure.message)
             return {"runtime_error": failure.message}
+        except OSError as error:
+            log.warning("no process can be started: %s", error)
+            return {"runtime_error": f"no process can be started to try onnxruntime: {error.strerror}"}
         return {"runtime": found.header["result"]}
 
     def _outcome(self, job: Job) -> Message:
@@ -106,14 +123,17 @@ class Worker:
         provider = (spec.get("runtime") or {}).get("provider", "CPUExecutionProvider")
         sizes = sum(self._store.size(sha256) for sha256 in files_of(spec))
         available = before.get("available_bytes")
+        accelerator = provider != "CPUExecutionProvider"
+        # Phases that have time of their own and use the processor.
+        busy = ["energy"] * bool(spec.get("settings", {}).get("energy")) + ["prepare"] * accelerator
         # A graph without its weights does not show how large the model is: it says so, or may be as large as fits.
         model_bytes = spec.get("model_bytes") or (available if spec.get("weights") else 0) or 0
         bounds = limits.for_job(
             model_bytes=max(sizes, model_bytes),
             threads=spec["threads"],
             models=len(spec["models"]) if "models" in spec else 2,
-            seconds=seconds + (WAITING_PHASES["energy"] if spec.get("settings", {}).get("energy") else 0),
-            accelerator=provider != "CPUExecutionProvider",
+            seconds=seconds + sum(WAITING_PHASES[phase] for phase in busy),
+            accelerator=accelerator,
             available_bytes=available,
         )
         lock_fd = self._jobs.lock_fd

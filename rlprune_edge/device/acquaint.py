@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlprune_edge.device import board as ssh_board
@@ -56,6 +57,8 @@ def trust(board: BoardFile, key: HostKey) -> None:
     known_hosts.remember(boards.known_hosts(), names_of(ssh_board.target(board))[:1], key)
 
 
-def distrust(board: BoardFile) -> None:
-    """Forget the key that `trust` remembered."""
-    known_hosts.forget(boards.known_hosts(), names_of(ssh_board.target(board))[:1])
+def distrust(board: BoardFile, others: Iterable[BoardFile]) -> None:
+    """Forget the key that `trust` remembered, unless it is that of another board as well: of one with two names."""
+    name = names_of(ssh_board.target(board))[0]
+    if name not in [names_of(ssh_board.target(other))[0] for other in others]:
+        known_hosts.forget(boards.known_hosts(), [name])

@@ -76,12 +76,12 @@ class Board(Station):
         threads: int | None = None,
         **settings: Any,
     ) -> None:
-        calibration = board.calibration
+        calibration = board.calibration if threads is None else board.calibration_for(threads)
         super().__init__(
             # Under its own name: two boards of one kind are two devices, in every record and every file.
             profile.model_copy(update={"name": name}),
             cache_dir=cache_dir,
-            threads=threads or (calibration.threads if calibration else None),
+            threads=calibration.threads if calibration and threads is None else threads,
             golden_ms=calibration.golden_ms if calibration else None,
             clock_ns=calibration.clock_ns if calibration else None,
             **settings,

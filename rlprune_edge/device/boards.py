@@ -62,6 +62,10 @@ class BoardFile(BaseModel):
     """another folder on the board than the usual one"""
     calibration: Calibration | None = None
 
+    def calibration_for(self, threads: int) -> Calibration | None:
+        """The calibration, if it was made with so many threads: with others its figures mean nothing."""
+        return self.calibration if self.calibration and self.calibration.threads == threads else None
+
 
 def known_hosts() -> Path:
     """Host keys of the user's boards."""
@@ -181,10 +185,11 @@ def check_device(device: str) -> None:
         _meaning(word)
 
 
-def noise_floor_of(device: str) -> float | None:
-    """The calibrated noise floor of a word given to `--device`, `None` where there is none. Raises `UserError`."""
+def noise_floor_of(device: str, *, threads: int, provider: str) -> float | None:
+    """The noise floor of a word given to `--device`, `None` where it was not calibrated so. Raises `UserError`."""
     board = _meaning(device)[0]
-    return board.calibration.noise_floor if board and board.calibration else None
+    calibration = board.calibration_for(threads) if board and provider == "cpu" else None
+    return calibration.noise_floor if calibration else None
 
 
 def _meaning(device: str) -> tuple[BoardFile | None, Profile]:

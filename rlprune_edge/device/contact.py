@@ -20,7 +20,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rlprune_agent.protocol import CANDIDATE_KINDS, OPERATOR_KINDS, RETRY_KINDS, Failure, printable
+from rlprune_agent.protocol import (
+    CANDIDATE_KINDS,
+    MEASUREMENT_VERSION,
+    OPERATOR_KINDS,
+    RETRY_KINDS,
+    Failure,
+    printable,
+)
 from rlprune_edge.device.link import Link, LinkBroken
 from rlprune_edge.errors import CandidateError, DeviceError, UserError
 
@@ -131,9 +138,18 @@ class Contact(ABC):
         if link is not None and link.token is not None:
             self._release_anew(link.token)
 
+    def hold(self) -> None:
+        """Take the device, waiting for whoever has it. Raises `DeviceError`, `UserError` (threads)."""
+        self._with_agent(lambda *_: None)
+
+    @property
+    def boot_id(self) -> Any:
+        """Of the boot that the device is in: two names with the same one are one device. Raises `DeviceError`."""
+        return _boot_id(self.facts)
+
     @property
     def facts(self) -> dict[str, Any]:
-        """The agent's hello: `protocol`, `facts`, `vitals`, `runtime`. Raises `DeviceError`, `UserError` (threads)."""
+        """The agent's hello: `protocol`, `facts`, `vitals`, `runtime`. Raises `DeviceError`."""
         if self._hello is None:
             self._with_agent(lambda *_: None, lease=False)
         assert self._hello is not None, "set by _linked"
@@ -163,6 +179,7 @@ class Contact(ABC):
         with self._lock:
             attempt = 1
             while True:
+                self._check_broken_off()
                 try:
                     if lease:
                         self._ensure_fit()
@@ -170,10 +187,10 @@ class Contact(ABC):
                 except Failure as failure:
                     if failure.kind == "lease_lost" and self._link:
                         self._link.token = None
+                    self._check_broken_off()
                     if failure.kind in RETRY_KINDS and failure.kind != "lease_lost":
                         self._failed(failure.kind)
-                    last = attempt == attempts or self._broken_off.is_set()
-                    if last or failure.kind in CANDIDATE_KINDS + OPERATOR_KINDS:
+                    if attempt == attempts or failure.kind in CANDIDATE_KINDS + OPERATOR_KINDS:
                         raise self._error(failure) from None
                     log.info("%s: %s, attempt %d: %s", self._where(), failure.kind, attempt, failure.message)
                     attempt += 1
@@ -193,6 +210,7 @@ class Contact(ABC):
                 return work(link, attempt)
             except LinkBroken as broken:
                 self._drop()
+                self._check_broken_off()
                 now = time.monotonic()
                 if tries == 0 or now - made > _HELD_SECONDS:
                     lost, tries = now, 0
@@ -201,20 +219,25 @@ class Contact(ABC):
                     wait, given_up = 0.0, tries > 0
                 else:
                     given_up = now + wait - lost > self._reconnect_seconds
-                if self._broken_off.is_set():
-                    given_up = True
                 if self._hello is None and tries >= _FIRST_TRIES:
                     given_up = True  # nothing to come back to: whoever set it up is waiting for the reason
                 if given_up or broken.kind not in RETRY_KINDS:
                     raise
                 log.info("%s: connection lost (%s); trying again in %.0f s", self._where(), broken.message, wait)
-                time.sleep(wait)
+                self._broken_off.wait(wait)
+                self._check_broken_off()
                 tries += 1
+
+    def _check_broken_off(self) -> None:
+        """Nothing is begun any more after `break_off`, and what that ends is no failure of the device's."""
+        if self._broken_off.is_set():
+            raise DeviceError("connection_lost", f"{self._where()}: broken off")
 
     def _linked(self, lease: bool) -> Link:
         if self._link is None:
             self._link = self._greeted()
         if lease and self._link.token is None:
+            self._check_able()
             self._acquire(self._link)
             self._keep()
         return self._link
@@ -233,20 +256,30 @@ class Contact(ABC):
             hello = link.hello(_owner())
             if "runtime" not in hello:
                 raise Failure("runtime_missing", str(hello.get("runtime_error")))
-            online = hello["facts"]["online_cpus"]
-            if self.threads > online:
-                raise UserError(
-                    f"{self.threads} threads were asked for, {self._where()} has {online} CPUs; "
-                    "more threads than CPUs wait for each other and the figures mean nothing. "
-                    f"Ask for at most {online}."
-                )
-        except (Failure, UserError):
+        except Failure:
             self._drop()
             raise
         if self._hello is not None and _boot_id(hello) != _boot_id(self._hello):
             self._rebooted()
         self._hello = hello
         return link
+
+    def _check_able(self) -> None:
+        """Before it is taken: can it do what it is wanted for? Raises `UserError`, `DeviceError`."""
+        assert self._hello is not None, "greeted"
+        online, version = self._hello["facts"]["online_cpus"], self._hello.get("measurement_version")
+        if self.threads > online:
+            raise UserError(
+                f"{self.threads} threads were asked for, {self._where()} has {online} CPUs; "
+                "more threads than CPUs wait for each other and the figures mean nothing. "
+                f"Ask for at most {online}."
+            )
+        if version != MEASUREMENT_VERSION:
+            raise DeviceError(
+                "version_mismatch",
+                f"{self._where()} has an agent that measures in another way than this host expects; "
+                "put the host's own there: rlprune-edge device setup NAME",
+            )
 
     def _acquire(self, link: Link) -> None:
         """Wait for the lease. Raises `Failure("device_locked")` when somebody else keeps it for too long."""
@@ -265,7 +298,8 @@ class Contact(ABC):
                 told = place
             if time.monotonic() >= end:
                 raise Failure("device_locked", f"in use by {name}, for longer than {self._wait_seconds:.0f} s")
-            time.sleep(_POLL_SECONDS)
+            self._broken_off.wait(_POLL_SECONDS)
+            self._check_broken_off()
 
     def _keep(self) -> None:
         """Have the lease renewed while nothing else is said: training between two measurements may take minutes."""

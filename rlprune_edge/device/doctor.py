@@ -50,19 +50,22 @@ def check(station: Station, cache_dir: Path) -> Iterator[Finding]:
         yield Finding("FAIL", "connection", str(error))
         return
     yield from system(station.profile, found)
-    yield from installation(station.profile.name, found, agent_zip(cache_dir).stem.removeprefix("agent-"))
+    ours = agent_zip(cache_dir).stem.removeprefix("agent-")
+    yield from installation(station.profile.name, found, ours)
     if not found["agent"]:
         return
-    yield from _measuring(station)
+    yield from _measuring(station, ours)
 
 
-def _measuring(station: Station) -> Iterator[Finding]:
+def _measuring(station: Station, ours: str | None = None) -> Iterator[Finding]:
     try:
         hello = station.facts
         user = station.user() if isinstance(station, Board) else None
     except (DeviceError, UserError) as error:
         yield Finding("FAIL", "agent answers", str(error))
         return
+    if ours is not None:
+        yield from running(station.profile.name, hello, ours)
     yield from agent(station.profile, hello)
     if user is not None:
         advice = f"try again later, or: rlprune-edge device release {station.profile.name} --force"
@@ -228,6 +231,14 @@ def installation(name: str, board: Mapping[str, Any], ours: str) -> Iterator[Fin
         reason = wheels.blocked(package, version, machine=board["machine"], features=board["features"])
         if reason:
             yield Finding("FAIL", package, f"{version}: {reason}", f"{again} --renew")
+
+
+def running(name: str, hello: Mapping[str, Any], ours: str) -> Iterator[Finding]:
+    """Is the agent that answers this host's? On a system service's board another one may lie in the login's home."""
+    theirs = hello.get("agent_sha256")
+    if isinstance(theirs, str) and theirs != ours:
+        text = f"{printable(theirs)[:12]} answers; this host would install {ours[:12]}"
+        yield Finding("WARN", "agent", text, f"rlprune-edge device setup {name}")
 
 
 def agent(profile: Profile, hello: Mapping[str, Any]) -> Iterator[Finding]:

@@ -29,12 +29,13 @@ class Fleet:
         """At least two. Raises `UserError` where their profiles, threads or ways of measuring differ."""
         self._stations = tuple(stations)
         self._pool = ThreadPoolExecutor(len(stations), thread_name_prefix="board")
-        self._alike = False
+        self._ready = False
+        self._alone_ms: dict[str, float] = {}
         first = stations[0]
         if any(station.profile.source == "local" for station in stations):
             raise UserError("this machine is measured on alone: give one device, or boards only")
         self.profile: Profile = first.profile.model_copy(update={"name": ",".join(s.profile.name for s in stations)})
-        self.threads = first.threads
+        self.threads, self.provider = first.threads, first.provider
         for other in stations[1:]:
             if other.profile.model_copy(update={"name": first.profile.name}) != first.profile:
                 raise UserError(
@@ -64,16 +65,28 @@ class Fleet:
     @property
     def facts(self) -> dict[str, Any]:
         """Those of the first, all others being alike. Raises `UserError` if they are not, `DeviceError`."""
-        found = self._on_all(lambda station: station.facts)
-        if not self._alike:
-            self._check_alike(found)
-        return found[0]
+        self._make_ready()
+        return self._stations[0].facts
+
+    def _make_ready(self) -> None:
+        """See that all are alike, and take them, one after the other in an order that is the same for everybody.
+
+        Two users of the same boards would else hold one each and wait for the other.
+        """
+        if self._ready:
+            return
+        self._check_alike(self._on_all(lambda station: station.facts))
+        for station in sorted(self._stations, key=lambda station: str(station.boot_id)):
+            station.hold()
+        self._ready = True
 
     def _check_alike(self, hellos: Sequence[Mapping[str, Any]]) -> None:
         def settings(hello: Mapping[str, Any]) -> dict[str, Any]:
             runtime = {"onnxruntime": hello["runtime"].get("onnxruntime")}
             return {name: hello["facts"].get(name) for name in _ALIKE} | runtime
 
+        if len({str(station.boot_id) for station in self._stations}) < len(self._stations):
+            raise UserError(f"{self.profile.name}: two of these are the same board; give each board once")
         first = settings(hellos[0])
         for station, hello in zip(self._stations[1:], hellos[1:], strict=True):
             other = settings(hello)
@@ -83,7 +96,6 @@ class Fleet:
                     f"'{self._stations[0].profile.name}' and '{station.profile.name}' are not set up alike: "
                     f"{', '.join(unlike)}. Make them alike, or measure on one of them"
                 )
-        self._alike = True
 
     @property
     def key(self) -> str:
@@ -106,16 +118,16 @@ class Fleet:
         inputs: Mapping[str, np.ndarray],
         expected: Mapping[str, np.ndarray],
         mode: str,
-        tolerance: float = 1e-3,
+        tolerance: float | Mapping[str, float] = 1e-3,
         use_cache: bool | None = None,
         skeleton: Skeleton | None = None,
         work: Work | None = None,
         reference_ms: float | None = None,
     ) -> Measurement:
         """As a station's. The measurement of the board with the smaller speed-up (or without a reference: the larger
-        latency), with the largest memory of all; those of the others are in its `others`."""
-        if not self._alike:
-            self._check_alike(self._on_all(lambda station: station.facts))
+        latency), with the largest memory and the flags of all; those of the others are in its `others`."""
+        self._make_ready()
+        known = {} if reference_ms is None else self._alone_ms
         found = self._on_all(
             lambda station: station.measure(
                 model,
@@ -129,16 +141,20 @@ class Fleet:
                 use_cache=use_cache,
                 skeleton=skeleton,
                 work=work,
-                reference_ms=reference_ms,
+                reference_ms=known.get(station.profile.name),
             )
         )
+        if reference is None and mode != "reward":
+            self._alone_ms = {m.device: m.latency_ms.value for m in found}
         slower = max(found, key=lambda m: 1 / m.speedup.value if m.speedup else m.latency_ms.value)
         memory = [m.memory_mb for m in found if m.memory_mb is not None]
         others = tuple(m for m in found if m is not slower)
-        return replace(slower, memory_mb=max(memory, default=None), others=others)
+        flags = sorted({flag for m in found for flag in m.flags})
+        return replace(slower, memory_mb=max(memory, default=None), flags=tuple(flags), others=others)
 
     def sweep(self, models: Sequence[bytes]) -> list[float]:
         """As a station's; of each model the slower time."""
+        self._make_ready()
         return [max(times) for times in zip(*self._on_all(lambda station: station.sweep(models)), strict=True)]
 
     def _on_all(self, ask: Callable[[Station], T]) -> list[T]:

@@ -25,6 +25,15 @@ _PUT_BYTES_PER_SECOND = 500_000
 _STALLED_SECONDS = 20.0
 _UPLOAD_TRIES = 3
 _FILES_AT_ONCE = 500
+_HELLO: Mapping[str, Any] = {
+    "agent": str,
+    "protocol": int,
+    "isolation": str,
+    "agent_sha256": str | None,
+    "runtime": dict,
+    "runtime_error": str,
+}
+"""what is read in a hello, and what it has to be"""
 
 
 class Conversation(Protocol):
@@ -75,10 +84,23 @@ class Link:
     def hello(self, owner: str) -> dict[str, Any]:
         """What the agent is and runs on; agrees on a protocol. The first thing to be said."""
         fields = {"verb": "hello", "protocol_min": PROTOCOL_MIN, "protocol_max": PROTOCOL_MAX, "owner": owner}
-        hello = self.request(fields, seconds=_HELLO_SECONDS).header
+        try:
+            hello = self.request(fields, seconds=_HELLO_SECONDS).header
+        except LinkBroken:
+            raise
+        except Failure as failure:
+            if failure.kind != "version_mismatch":
+                raise
+            ours = "to put this host's agent there: rlprune-edge device setup NAME"
+            raise Failure(failure.kind, f"{failure.message}; {ours}", **failure.details) from None
         facts = hello.get("facts")
         if not isinstance(facts, dict) or not isinstance(facts.get("online_cpus"), int):
             raise LinkBroken("version_mismatch", "the agent's hello says nothing about the device")
+        for name, kind in _HELLO.items():
+            if name in hello and not isinstance(hello[name], kind):
+                raise LinkBroken("version_mismatch", f"the agent's hello has a '{name}' that does not make sense")
+        if not all(name in hello for name in ("agent", "protocol", "isolation")):
+            raise LinkBroken("version_mismatch", "the agent's hello does not say which agent it is")
         return hello
 
     def request(self, header: Mapping[str, Any], body: bytes = b"", *, seconds: float = CONTROL_SECONDS) -> Message:
@@ -200,14 +222,17 @@ class Link:
         return found
 
     def _put(self, sha256: str, data: bytes, offset: int) -> None:
-        whole = False
+        whole, backwards = False, 0
         while not whole:
             part = data[offset : offset + FRAME_BODY_MAX]
             fields = {"verb": "put", "sha256": sha256, "size": len(data), "offset": offset, "crc32": zlib.crc32(part)}
             reply = self.request(fields, part, seconds=_PUT_SECONDS + len(part) / _PUT_BYTES_PER_SECOND).header
             here, whole = reply.get("offset"), reply.get("whole") is True
-            if not isinstance(here, int) or not (whole or here != offset):
+            if not isinstance(here, int) or not 0 <= here <= len(data) or not (whole or here != offset):
                 raise LinkBroken("version_mismatch", "the agent's answer to 'put' does not make sense")
+            backwards += here < offset
+            if backwards > _UPLOAD_TRIES:
+                raise LinkBroken("version_mismatch", "the agent wants the same bytes of a file again and again")
             offset = here
 
     def _last_said(self, kind: str) -> str:

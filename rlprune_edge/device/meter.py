@@ -262,7 +262,7 @@ class Meter(Protocol):
         inputs: Mapping[str, np.ndarray],
         expected: Mapping[str, np.ndarray],
         mode: str,
-        tolerance: float = 1e-3,
+        tolerance: float | Mapping[str, float] = 1e-3,
         use_cache: bool | None = None,
         skeleton: Skeleton | None = None,
         work: Work | None = None,

@@ -173,7 +173,7 @@ def refuse_unfit(process: Process, *, mode: str, source: str, strict: bool = Fal
 
 
 def refuse_impossible(measurement: Measurement) -> Measurement:
-    """The measurement, if it can be true. Raises `CandidateError("impossible")`: no reward may be made of it."""
+    """The measurement, if it can be true. Raises `CandidateError("impossible")`: the figure is used for nothing."""
     if measurement.impossible:
         raise CandidateError(
             "impossible",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -28,6 +29,7 @@ _AGENT_SECONDS = 180.0
 _SERVICE_SECONDS = 240.0
 _REMOVE_SECONDS = 240.0
 
+_PYTHON_VERSION = re.compile(r"3\.\d{1,2}\Z")
 _UNIT = "rlprune-edge-agent.service"
 _USER_UNIT = "rlprune-edge-agent-user.service"
 
@@ -63,9 +65,12 @@ def units() -> Traversable:
     return inside if inside.is_dir() else Path(str(files("rlprune_edge"))).parent / "agents" / "systemd"
 
 
-def look(shell: Shell) -> dict[str, Any]:
-    """All that a board says of itself before it has an agent; each value of the type it should have."""
-    found = do(shell, "look", seconds=_LOOK_SECONDS)
+def look(shell: Shell, *, system: bool = False, home: str | None = None) -> dict[str, Any]:
+    """All that a board says of itself before it has an agent; each value of the type it should have.
+
+    `system` or `home` is where the agent is to be, if that is not the usual place: free disk is looked up there.
+    """
+    found = do(shell, "look", {"system": system, "home": home}, seconds=_LOOK_SECONDS)
     kinds: Mapping[str, tuple[type, ...]] = {
         "machine": (str,),
         "bits": (int,),
@@ -100,8 +105,12 @@ def look(shell: Shell) -> dict[str, Any]:
         "home_exists": (bool,),
     }
     for name, kind in kinds.items():
-        if not isinstance(found.get(name), kind):
+        value = found.get(name)
+        texts = isinstance(value, list) and not all(isinstance(item, str) for item in value)
+        if not isinstance(value, kind) or texts:
             raise DeviceError("version_mismatch", f"the board's answer about '{name}' does not make sense")
+    if not _PYTHON_VERSION.match(found["python_version"]):  # it becomes part of a path in our cache
+        raise DeviceError("version_mismatch", "the board's answer about 'python_version' does not make sense")
     return {name: _tame(found[name]) for name in kinds}
 
 
@@ -116,8 +125,8 @@ def _tame(value: Any) -> Any:
     return value
 
 
-def obstacles(board: Mapping[str, Any], *, offline: bool) -> list[str]:
-    """Why such a board cannot be set up, each with what to do about it."""
+def obstacles(board: Mapping[str, Any], *, offline: bool, packages: bool = True) -> list[str]:
+    """Why such a board cannot be set up, each with what to do about it. `packages`: some will have to be installed."""
     found = []
     if board["bits"] != 64 or board["machine"] not in wheels.MACHINES:
         found.append(
@@ -136,7 +145,7 @@ def obstacles(board: Mapping[str, Any], *, offline: bool) -> list[str]:
             "pip for virtual environments is missing. Install it with: sudo apt install python3-venv "
             "(or use --offline, which does without)"
         )
-    if board["free_bytes"] < DISK_BYTES:
+    if packages and board["free_bytes"] < DISK_BYTES:
         found.append(
             f"{DISK_BYTES / 1e6:.0f} MB of free disk are needed, there are {board['free_bytes'] / 1e6:.0f}. "
             "Make room, or choose another disk with --home"
@@ -155,24 +164,28 @@ def setup(
 ) -> Installed:
     """Bring everything the agent needs onto the board. What is there already and works stays as it is.
 
+    A board that has the agent as a system service keeps it so.
     `check_free` is called before an agent is replaced and raises if somebody is measuring. Raises `UserError` with all
     that is in the way, `DeviceError` where a step fails.
     """
     tell("looking at the board")
-    board = look(shell)
+    board = look(shell, system=wanted.system, home=None if wanted.system else wanted.home)
+    system = wanted.system or board["unit"] == "system"
     what = printable(board["model"] or board["machine"])
     tell(f"{what}, Python {board['python_version']}, {board['free_bytes'] // 10**6} MB free")
-    if in_the_way := obstacles(board, offline=wanted.offline):
+    there = board["unit"] == "system" or (_fine(board) and not system)
+    packages = wanted.renew or not there
+    if in_the_way := obstacles(board, offline=wanted.offline, packages=packages):
         raise UserError("\n".join(in_the_way))
-    if wanted.system and not (board["sudo"] and board["systemd_system"]):
+    if system and not (board["sudo"] and board["systemd_system"]):
         raise UserError(
-            "--system needs systemd and root: log in as root, or as a user who may use sudo without a password. "
-            "Without --system the agent runs under your own login"
+            "a system service needs systemd and root: log in as root, or as a user who may use sudo without a "
+            "password. Without --system, on a board that does not have one yet, the agent runs under your own login"
         )
     if board["agent"]:
         check_free()
     steps = _Steps(shell, board, wanted, agent_zip(cache_dir), cache_dir, tell)
-    return steps.as_system(profile) if wanted.system else steps.as_login()
+    return steps.as_system(profile) if system else steps.as_login()
 
 
 @dataclass(frozen=True)
@@ -191,12 +204,8 @@ class _Steps:
     def as_login(self) -> Installed:
         """Everything under the login's own home."""
         place = {"python": self.board["python"], "home": self.wanted.home}
-        packages = dict(self.board["packages"])
-        if _fine(self.board) and not self.wanted.renew:
-            self.tell(f"onnxruntime {packages['onnxruntime']} is there already")
-        else:
-            packages = self._packages(place, "login")
-        changed = self._agent(place, "login")
+        packages, installed = self._packages(place, "login", self.board["packages"])
+        changed = self._agent(place, "login") or installed
         if self.board["systemd_user"]:
             unit = {"unit": _text(_USER_UNIT), "restart": changed}
             lingers = self._do("user-service", unit, _SERVICE_SECONDS).get("linger") is True
@@ -215,24 +224,30 @@ class _Steps:
         agent: Who = "agent, from root" if self.board["root"] else "agent"
         self._do("prepare-system", {"login": self.board["user"]}, _SERVICE_SECONDS, root)
         place = {"python": self.board["python"], "system": True}
-        packages = self._packages(place, agent)
+        found = self._do("found", place, _LOOK_SECONDS, agent).get("packages")
+        packages, _ = self._packages(place, agent, _tame(found) if isinstance(found, dict) else {})
         self._agent(place, agent)
         bridge = {"python": self.board["python"], "home": self.wanted.home}
         self._do("packages", bridge | {"packages": []}, _PACKAGES_SECONDS)
         self._agent(bridge, "login")
-        self._do("restart", bridge, _SERVICE_SECONDS)  # a daemon of the login's own would not know of the other's lease
+        # a daemon of the login's own would not know of the other's lease
+        self._do("drop-user-service", bridge, _SERVICE_SECONDS)
         additions = {"jetson.conf": _text("jetson.conf")} if profile.family == "NVIDIA Jetson" else {}
         unit = {"unit": _text(_UNIT), "additions": additions, "restart": True}
         self._do("system-service", unit, _SERVICE_SECONDS, root)
         return Installed(packages, self._sha256, "system", "systemd runs the agent as the user rlprune, from boot on")
 
-    def _packages(self, place: Mapping[str, Any], who: Who) -> dict[str, str]:
+    def _packages(self, place: Mapping[str, Any], who: Who, there: Mapping[str, str]) -> tuple[dict[str, str], bool]:
+        """Versions of the packages, and whether they had to be installed: those that are there and work stay."""
+        if _fine({**self.board, "packages": there}) and not self.wanted.renew:
+            self.tell(f"onnxruntime {there['onnxruntime']} is there already")
+            return dict(there), False
         sent = wheels.fetch(self.board, self.cache_dir, renew=self.wanted.renew) if self.wanted.offline else []
         if sent:
             self.tell(f"sending {', '.join(path.name for path in sent)}")
         params = {**place, "packages": wheels.requirements(self.board["machine"], self.board["features"])}
         found = self._do("packages", params, _PACKAGES_SECONDS, who, sent).get("packages")
-        return _tame(found) if isinstance(found, dict) else {}
+        return (_tame(found) if isinstance(found, dict) else {}), True
 
     def _agent(self, place: Mapping[str, Any], who: Who) -> bool:
         """Send the agent; is it another than before?"""

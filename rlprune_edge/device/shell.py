@@ -25,7 +25,7 @@ Who = Literal["login", "root", "agent", "agent, from root"]
 Tell = Callable[[str], None]
 
 _PYTHON: LiteralString = (
-    "python3 -c 'import sys; i = sys.stdin.buffer; "
+    "python3 -I -c 'import sys; i = sys.stdin.buffer; "
     'exec(compile(i.read(int(i.readline())), "rlprune-edge", "exec"), {"__name__": "__main__"})\''
 )
 COMMANDS: dict[Who, LiteralString] = {

@@ -91,7 +91,7 @@ class SimulatedDevice:
         inputs: Mapping[str, np.ndarray],  # noqa: ARG002 - nothing is computed
         expected: Mapping[str, np.ndarray],  # noqa: ARG002
         mode: str,
-        tolerance: float = 1e-3,
+        tolerance: float | Mapping[str, float] = 1e-3,  # noqa: ARG002
         use_cache: bool | None = None,  # noqa: ARG002
     ) -> Measurement:
         """As a real device's `measure`, errors included; a candidate and its reference meet the same conditions."""
@@ -118,7 +118,7 @@ class SimulatedDevice:
             reference_sha256=reference[1] if reference else None,
             versions={"agent": rlprune_agent.__version__},
             device_seconds=self._seconds - before,
-            options={"settings": job, "tolerance": tolerance, "conditions": self._conditions._asdict()},
+            options={"settings": job, "conditions": self._conditions._asdict()},
         )
 
     def _process(self, job: dict[str, Any], data: bytes, against: bytes | None, mode: str) -> Any:

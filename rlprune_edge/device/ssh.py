@@ -271,8 +271,9 @@ class SshSession:
                 "host_key_mismatch",
                 f"{hop} is not the machine it was: its host key was {_keys(verdict.entries)} ({places}), now it has "
                 f"{key}. Nothing was sent to it. If the board was set up anew, let the old key be forgotten and add it "
-                f"again: ssh-keygen -R '{hop.names[0]}' (with -f FILE for another file than ~/.ssh/known_hosts), then "
-                f"rlprune-edge device add NAME --host {typed}. Otherwise somebody may be listening in.",
+                "again: rlprune-edge device remove NAME --local-only, for a key in ~/.ssh/known_hosts also "
+                f"ssh-keygen -R '{hop.names[0]}', then rlprune-edge device add NAME --host {typed}. Otherwise "
+                "somebody may be listening in.",
             )
         if verdict.state == "unknown":
             authority = ""

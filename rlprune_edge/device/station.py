@@ -31,9 +31,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MARGIN_SECONDS = 60.0  # the agent ends an overdue child 30 s after its cap; past this the agent itself hangs
 _WAIT_SECONDS = 10.0
+_CAP_RUNS = 80
+"""inferences of candidate and reference together that a measurement of the slowest models takes at least"""
 
 _SEED = 0
 """of made-up weights"""
+_SWEEP_MODELS = 200
+_SWEEP_THREADS = 40
+"""of all models that a sweep has open at once; the agent's service may have 64 tasks"""
 _SWEEP = {"rounds": 5, "visit_ms": 2, "visit_runs": 3, "seed": 0}
 
 # A figure taken in such circumstances is used, with its flag, but not offered again for a week. A developer's machine
@@ -115,7 +120,7 @@ class Station(Contact):
         inputs: Mapping[str, np.ndarray],
         expected: Mapping[str, np.ndarray],
         mode: str,
-        tolerance: float = 1e-3,
+        tolerance: float | Mapping[str, float] = 1e-3,
         use_cache: bool | None = None,
         skeleton: Skeleton | None = None,
         work: Work | None = None,
@@ -123,19 +128,20 @@ class Station(Contact):
     ) -> Measurement:
         """Time one model, in turns with the reference (its path and its file's sha256).
 
-        `expected` are the host's outputs for `inputs`; one that differs anywhere by more than `tolerance` is a failure,
-        for a fast wrong model must not win. `use_cache` (default: in mode `reward` only) takes an earlier figure of the
-        same graph, whose weights may have been others. With a `skeleton` that graph travels in place of the model, and
-        outputs need only be sane; the model follows where made-up weights will not do. `work` allows the check that a
-        figure can be true at all; `reference_ms` (what the reference took when it was measured first) the one whether
-        the device still is what it was. Raises `CandidateError` for what is the model's own fault in any of the
-        processes, `DeviceError` for all that is not (after retries), `UserError` for an unknown mode.
+        `expected` are the host's outputs for `inputs`; one that differs anywhere by more than `tolerance` (of all, or
+        by name) is a failure, for a fast wrong model must not win. `use_cache` (default: in mode `reward` only) takes
+        an earlier figure of the same graph, whose weights may have been others. With a `skeleton` that graph travels in
+        place of the model, and outputs need only be sane; the model follows where made-up weights will not do. `work`
+        allows the check that a figure can be true at all; `reference_ms` (what the reference took when it was measured
+        first) the one whether the device still is what it was. Raises `CandidateError` for what is the model's own
+        fault in any of the processes, `DeviceError` for all that is not (after retries), `UserError` for an unknown
+        mode.
         """
         if not inputs or not expected:
             raise ValueError("inputs and expected outputs are needed: what is not checked is not measured")
         job = {
             "reference": reference[1] if reference else None,
-            "tolerance": tolerance,
+            **_tolerance(tolerance),
             "threads": self.threads,
             "settings": self._settings(mode),
             **self._runtime(),
@@ -166,6 +172,9 @@ class Station(Contact):
             files[reference[1]] = lambda: read(*reference)
         job |= {"job": "measure", "inputs": add_arrays(files, inputs)}
         before = self._seconds
+        if reference_ms is not None:  # both have to be warmed up and timed within it
+            least = _CAP_RUNS * reference_ms / 1e3
+            job["settings"] = {**job["settings"], "cap_seconds": max(job["settings"]["cap_seconds"], least)}
         own = {"candidate": model_sha256, "expected": add_arrays(own_files := dict(files), expected)}
         own_files[model_sha256] = lambda: read(model, model_sha256)
         timed = None
@@ -201,7 +210,7 @@ class Station(Contact):
             device_seconds=self._seconds - before,
             options={
                 "settings": job["settings"],
-                "tolerance": tolerance,
+                **_tolerance(tolerance),
                 "weights": weights,
                 "isolation": self.facts["isolation"],
                 "device_key": self.key,
@@ -244,7 +253,7 @@ class Station(Contact):
         for number in range(1, settings.processes + 1):
             self._on_process(number, settings.processes)
             attempts = ATTEMPTS_REWARD if mode == "reward" else ATTEMPTS
-            timed.append(self._timed(job, files, settings.cap_seconds, fit, attempts=attempts))
+            timed.append(self._timed(job, files, job["settings"]["cap_seconds"], fit, attempts=attempts))
         return timed
 
     def sweep(self, models: Sequence[bytes]) -> list[float]:
@@ -264,16 +273,21 @@ class Station(Contact):
         cached = {sha256: self._cache.time_ns(key) for sha256, key in keys.items()}
         times = {sha256: value for sha256, value in cached.items() if value is not None}
         unknown = [sha256 for sha256 in contents if sha256 not in times]
-        if unknown:
-            cap_seconds = 30.0 + len(unknown)
-            job = {"job": "sweep", "models": unknown, "threads": self.threads, "cap_seconds": cap_seconds}
-            job |= _SWEEP | self._runtime()
-            files: Files = {sha256: lambda data=contents[sha256]: data for sha256 in unknown}  # type: ignore[misc]
-            found, _ = self._timed(job, files, cap_seconds, lambda reply: times_of(reply, len(unknown)))
-            for sha256, value in zip(unknown, found, strict=True):
+        at_once = min(_SWEEP_MODELS, _SWEEP_THREADS // (self.threads - 1)) if self.threads > 1 else _SWEEP_MODELS
+        for start in range(0, len(unknown), max(1, at_once)):
+            some = unknown[start : start + max(1, at_once)]
+            for sha256, value in zip(some, self._sweep_some(some, contents), strict=True):
                 times[sha256] = value
                 self._cache.keep_time_ns(keys[sha256], value)
         return [times[name] for name in names]
+
+    def _sweep_some(self, models: Sequence[str], contents: Mapping[str, bytes]) -> list[float]:
+        cap_seconds = 30.0 + len(models)
+        job = {"job": "sweep", "models": models, "threads": self.threads, "cap_seconds": cap_seconds}
+        files: Files = {sha256: lambda data=contents[sha256]: data for sha256 in models}  # type: ignore[misc]
+        return self._timed(
+            job | _SWEEP | self._runtime(), files, cap_seconds, lambda reply: times_of(reply, len(models))
+        )[0]
 
     def golden_ms(self) -> float:
         """Milliseconds of the golden model, measured now; what `golden_ms` is calibrated with.
@@ -373,11 +387,20 @@ class Station(Contact):
             link.acknowledge(job_id)
         except LinkBroken:
             self._drop()
+        except Failure as failure:  # such as a lease that ran out between the result and this
+            log.info("%s did not take the acknowledgement: %s", self._where(), failure.message)
 
     def _versions(self) -> dict[str, str]:
         hello = self.facts
         runtime = {name: str(hello["runtime"][name]) for name in ("onnxruntime", "numpy", "python")}
         return {**runtime, "agent": str(hello["agent"]), "protocol": str(hello["protocol"])}
+
+
+def _tolerance(tolerance: float | Mapping[str, float]) -> dict[str, Any]:
+    """The fields of a job that say how far outputs may be off."""
+    if isinstance(tolerance, Mapping):
+        return {"tolerance": max(tolerance.values(), default=0.0), "tolerances": dict(tolerance)}
+    return {"tolerance": tolerance}
 
 
 def _result(link: Link, job_id: str, seconds: float) -> Message:

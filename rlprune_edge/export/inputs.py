@@ -75,13 +75,13 @@ def _fitting(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
 
 def _values(spec: TensorSpec, shape: tuple[int, ...], rows: int | None, rng: np.random.RandomState) -> np.ndarray:
     dtype = np.dtype(spec.dtype)
-    if dtype.kind == "f":
-        return np.asarray(rng.standard_normal(shape), dtype)
-    if dtype.kind not in "iub":
+    if dtype.kind not in "fiub":
         raise UserError(f"the input {words(spec)} cannot be made up: give it with --inputs FILE.npz")
     if "mask" in spec.name:
         return np.ones(shape, dtype)
-    if "type" in spec.name:
+    if "token_type" in spec.name:
         return np.zeros(shape, dtype)
+    if dtype.kind == "f":
+        return np.asarray(rng.standard_normal(shape), dtype)
     highest = 2 if rows is None or dtype.kind == "b" else max(1, min(rows, np.iinfo(dtype).max))
     return np.asarray(rng.randint(0, highest, prod(shape)).reshape(shape), dtype)

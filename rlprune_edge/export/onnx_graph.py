@@ -57,15 +57,16 @@ def read_file(path: Path) -> onnx.ModelProto:
 
 def table_rows(model: onnx.ModelProto) -> dict[str, int]:
     """How many rows the table has that a graph input (through casts, too) looks things up in, by input."""
-    tables = {t.name: t.dims[0] for t in model.graph.initializer if t.dims}
+    tables = {t.name: t.dims for t in model.graph.initializer if t.dims}
     source = {value.name: value.name for value in model.graph.input}
     rows: dict[str, int] = {}
     for node in model.graph.node:
         if node.op_type in ("Cast", "Identity") and node.input[0] in source:
             source[node.output[0]] = source[node.input[0]]
         elif node.op_type == "Gather" and node.input[0] in tables and node.input[1] in source:
-            name = source[node.input[1]]
-            rows[name] = min(rows.get(name, tables[node.input[0]]), tables[node.input[0]])
+            name, dims = source[node.input[1]], tables[node.input[0]]
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            rows[name] = min(rows.get(name, dims[axis]), dims[axis])
     return rows
 
 
@@ -87,7 +88,12 @@ def graph_sha256(model: onnx.ModelProto) -> str:
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
-    shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+    if not value.type.HasField("tensor_type") or kind.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
+        raise CandidateError(
+            "export_failed", f"{value.name} is no tensor of numbers; export the model without such inputs and outputs"
+        )
+    # some exporters write -1 or 0 where a dimension is free
+    shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
     return TensorSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name, shape)
 
 

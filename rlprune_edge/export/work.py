@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from rlprune_edge.records import Work
 
@@ -17,8 +17,9 @@ Shape = tuple[int, ...]
 def work_of(model: onnx.ModelProto) -> Work:
     """Floating-point operations (a multiply-add is two) and bytes of weights of its Conv, Gemm and MatMul nodes.
 
-    A lower bound: a free dimension counts as 1, nodes whose shape cannot be told and those in inner graphs are left
-    out, and so is what depends on constants alone, for a runtime computes that once, ahead. `model` is not changed.
+    A lower bound: a free dimension counts as 1; nodes whose shape cannot be told, those in inner graphs and those with
+    other weights than float32 are left out, and so is what depends on constants alone or leads to no output, for a
+    runtime computes that ahead, or never. `model` is not changed.
     """
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
@@ -27,7 +28,7 @@ def work_of(model: onnx.ModelProto) -> Work:
     for value in whole.graph.input:
         constants.discard(value.name)  # a default value that the caller may replace
         for dim in value.type.tensor_type.shape.dim:
-            if not dim.HasField("dim_value"):
+            if not dim.HasField("dim_value") or dim.dim_value <= 0:
                 dim.dim_value = 1
     try:
         whole = onnx.shape_inference.infer_shapes(whole, data_prop=True)
@@ -35,15 +36,32 @@ def work_of(model: onnx.ModelProto) -> Work:
         return Work(0.0, 0.0)
     shapes = _shapes(whole)
     flops, read = 0.0, set[str]()
-    for node in whole.graph.node:
+    useful = _useful(whole)
+    for place, node in enumerate(whole.graph.node):
         if all(name in constants for name in node.input if name):
             constants.update(node.output)
             continue
-        if node.op_type not in _HEAVY or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in _HEAVY or node.domain not in ("", "ai.onnx") or place not in useful:
+            continue
+        if any(name in weights and weights[name].data_type != TensorProto.FLOAT for name in node.input):
             continue
         flops += 2.0 * _products(node, shapes)
         read.update(name for name in node.input[1:2] if name in weights)
     return Work(flops, float(sum(_bytes(weights[name]) for name in sorted(read))))
+
+
+def _useful(model: onnx.ModelProto) -> set[int]:
+    """Places of the nodes that lead to an output."""
+    wanted, useful = {value.name for value in model.graph.output}, set()
+    for place in reversed(range(len(model.graph.node))):
+        node = model.graph.node[place]
+        if wanted & set(node.output):
+            useful.add(place)
+            wanted.update(node.input)
+            for attribute in node.attribute:
+                for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                    wanted.update(name for inner in graph.node for name in inner.input)
+    return useful
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rlprune_edge.errors import UserError
+from rlprune_edge.prune.features import FeatureMatch
 from rlprune_edge.prune.space import device_of
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -65,6 +67,8 @@ class FineTuning:
     """softens both distributions (Hinton et al. 2015, section 2)"""
     distillation_weight: float = 0.9
     """share of the teacher's loss; the labels have the rest"""
+    feature_weight: float = 1000.0
+    """weight of the difference between the two networks' features (see `features`), beside those two; 0: none"""
 
 
 @dataclass(frozen=True)
@@ -108,20 +112,23 @@ def fine_tune(
     for number in range(len(done), settings.epochs):
         started, sum_loss, count = time.perf_counter(), 0.0, 0
         student.train()
-        for x, y in ((x.to(device), y.to(device)) for x, y in epoch_batches(number)):
-            out = student(x)
-            value = loss(out, y)
-            if teacher is not None:
-                with torch.no_grad():
-                    guide = teacher(x)
-                share = settings.distillation_weight
-                value = (1 - share) * value + share * distillation_loss(out, guide, settings.temperature)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            optimizer.step()
-            scheduler.step()
-            sum_loss += float(value.detach()) * len(x)
-            count += len(x)
+        with _matched(student, teacher, settings) as features:
+            for x, y in ((x.to(device), y.to(device)) for x, y in epoch_batches(number)):
+                out = student(x)
+                value = loss(out, y)
+                if teacher is not None:
+                    with torch.no_grad():
+                        guide = teacher(x)
+                    share = settings.distillation_weight
+                    value = (1 - share) * value + share * distillation_loss(out, guide, settings.temperature)
+                if features is not None and (difference := features.loss()) is not None:
+                    value = value + settings.feature_weight * difference
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
+                scheduler.step()
+                sum_loss += float(value.detach()) * len(x)
+                count += len(x)
         seconds = time.perf_counter() - started
         metric = judge(student) if judge is not None else None
         epoch = Epoch(number + 1, sum_loss / max(1, count), seconds, float(scheduler.get_last_lr()[0]), metric)
@@ -131,6 +138,14 @@ def fine_tune(
         on_epoch(epoch)
     student.eval()
     return done
+
+
+def _matched(
+    student: nn.Module, teacher: nn.Module | None, settings: FineTuning
+) -> contextlib.AbstractContextManager[FeatureMatch | None]:
+    if teacher is None or not settings.feature_weight:
+        return contextlib.nullcontext()
+    return FeatureMatch(student, teacher)
 
 
 def _save(

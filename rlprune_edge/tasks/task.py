@@ -42,6 +42,7 @@ class Recipe:
     """optimizer steps over which the learning rate rises from 0"""
     distillation_temperature: float = 4.0
     distillation_weight: float = 0.9
+    feature_weight: float = 1000.0
     """share of the loss that comes from the uncut model's outputs, 0 to 1"""
 
 

@@ -20,8 +20,10 @@ import pytest
 from talk import ENVIRONMENT, LONG, PYTHON, Daemon, Host, agent_command, alive, children, npy, over_pipes, wait_for
 
 from rlprune_agent import sockets
+from rlprune_agent.agent import Agent
 from rlprune_agent.bridge import connected
 from rlprune_agent.protocol import Failure
+from rlprune_agent.supervise import BOOT, CODE
 
 Make = Callable[[int], bytes]
 Start = Callable[..., Daemon]
@@ -469,6 +471,33 @@ def test_a_system_service_that_does_not_answer_is_not_replaced(tmp_path: Path, m
     with pytest.raises(Failure, match="systemctl status"):
         connected(tmp_path / "home", tmp_path / "agent.sock", [])
     assert not (tmp_path / "home").exists()
+
+
+def test_a_system_service_without_its_socket_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlprune_agent.bridge._START_SECONDS", 0.1)
+    unit = tmp_path / "rlprune-edge-agent.service"
+    unit.touch()
+    with pytest.raises(Failure, match="systemctl status"):
+        connected(tmp_path / "home", tmp_path / "agent.sock", [], system_unit=unit)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_child_that_cannot_be_started_is_no_end_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "gone"))
+    agent = Agent(tmp_path / "home", quota_bytes=10**6, alone=True)
+    assert "No such file" in (agent.worker.runtime(10) or {})["runtime_error"]
+    assert agent.worker.lives
+    agent.end()
+
+
+def test_what_lies_in_the_current_folder_is_not_run(tmp_path: Path) -> None:
+    for name in ("signal", "platform", "select"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('planted')\n")
+    command = [PYTHON, "-c", BOOT, str(CODE), "--self-test"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "planted" in done.stderr) == (0, False)
 
 
 def test_who_may_talk_to_a_daemon(tmp_path: Path) -> None:

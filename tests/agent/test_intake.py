@@ -231,6 +231,16 @@ def test_functions_that_multiply_are_too_big() -> None:
     assert (failure.kind, "1000000 nodes" in failure.message) == ("too_big", True)
 
 
+def test_a_function_that_reaches_itself_through_a_default_is_refused() -> None:
+    made = function(0, -1)
+    inner = helper.make_graph([node("F0", ["x"], "z", domain="own")], "g", [], [value("z", [4])])
+    made.attribute_proto.append(helper.make_attribute("branch", inner))
+    assert "calls itself" in refused(calling([made])).message
+    last = function(1, -1)
+    last.attribute_proto.append(helper.make_attribute("branch", inner))
+    assert checked(calling([function(0, -1), last])).nodes == 4
+
+
 def nested(depth: int) -> onnx.ModelProto:
     graph = helper.make_graph([node("Relu", ["x"], "z")], "g", [], [value("z", [4])])
     for _ in range(depth - 1):

@@ -197,3 +197,10 @@ def test_a_result_the_disk_does_not_take_is_still_handed_over(folder: Path, jobs
     (folder / f"{_id(1)}.result").mkdir()  # nothing can be put in its place
     jobs.finish(job, Message({"ok": True, "value": 7}, b""))
     assert jobs.result(jobs.find(_id(1))).header["value"] == 7
+
+
+def test_a_lease_given_back_takes_along_its_own_jobs_only(jobs: Jobs) -> None:
+    for number, token in enumerate((1, 2)):
+        jobs.submit(_id(number), token, _SPEC)
+    jobs.stop_those_of(1, Failure("lease_lost", "over"))
+    assert [job.id for job in jobs.unfinished()] == [_id(1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import zlib
 from pathlib import Path
 
@@ -174,3 +175,17 @@ def test_files_are_for_their_owner_alone(store: Store) -> None:
     _put(store, _DATA, 0)
     assert oct(store.path(_SHA).stat().st_mode)[-3:] == "600"
     assert oct(store.path(_SHA).parent.stat().st_mode)[-3:] == "700"
+
+
+def test_a_disk_that_fills_up_in_mid_upload_costs_old_files_before_new_ones(store: Store) -> None:
+    old = bytes(1000)
+    _put(store, old, 0, hashlib.sha256(old).hexdigest(), len(old))
+    _put(store, _DATA[:4000], 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(Failure, match="make room"):
+            _put(store, _DATA[4000:], 4000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not store.has(hashlib.sha256(old).hexdigest())

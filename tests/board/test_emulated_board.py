@@ -52,16 +52,18 @@ class Host:
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     subprocess.run([TOOL, "start"], check=True)
-    folder = tmp_path_factory.mktemp("host")
-    config = folder / "ssh_config"
-    config.write_text(subprocess.run([TOOL, "ssh-config"], check=True, capture_output=True, text=True).stdout)
-    host = Host(folder, config)
-    where = ["--host", "edge-device", "--ssh-config", str(config)]
-    assert "added 'emulated'" in host.run("device", "add", "emulated", "--profile", "emulated-arm64", *where).stdout
-    assert "'emulated' is set up: onnxruntime" in host.run("device", "setup", "emulated", "--offline").stdout
-    yield host
-    host.run("device", "remove", "emulated")
-    subprocess.run([TOOL, "stop"], check=True)
+    try:
+        folder = tmp_path_factory.mktemp("host")
+        config = folder / "ssh_config"
+        config.write_text(subprocess.run([TOOL, "ssh-config"], check=True, capture_output=True, text=True).stdout)
+        host = Host(folder, config)
+        where = ["--host", "edge-device", "--ssh-config", str(config)]
+        assert "added 'emulated'" in host.run("device", "add", "emulated", "--profile", "emulated-arm64", *where).stdout
+        assert "'emulated' is set up: onnxruntime" in host.run("device", "setup", "emulated", "--offline").stdout
+        yield host
+        host.run("device", "remove", "emulated")
+    finally:
+        subprocess.run([TOOL, "stop"], check=True)
 
 
 def test_the_doctor_finds_an_arm_board(host: Host) -> None:

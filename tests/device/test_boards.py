@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from device.bridge import CALM
 from typer.testing import CliRunner
 
 from rlprune_edge.cli import app
-from rlprune_edge.device import boards
+from rlprune_edge.device import acquaint, boards
 from rlprune_edge.device.boards import BoardFile, Calibration
+from rlprune_edge.device.known_hosts import host_key
 from rlprune_edge.device.local import LocalDevice
 from rlprune_edge.device.profiles import load_profile
 from rlprune_edge.errors import UserError
@@ -126,7 +128,9 @@ def test_a_toml_file_may_be_a_board_or_this_machine_but_not_a_kind_of_board(tmp_
 
 def test_figures_of_an_emulated_board_say_so(sample: Callable[[int], Any], tmp_path: Path) -> None:
     model = sample(64)
-    with LocalDevice(load_profile("emulated-arm64"), cache_dir=tmp_path / "cache") as device:
+    # what else runs on the machine of the tests is no reason to refuse the figure
+    profile = load_profile("emulated-arm64").model_copy(update={"limits": CALM})
+    with LocalDevice(profile, cache_dir=tmp_path / "cache") as device:
         found = device.measure(
             model.path,
             model_sha256=model.sha256,
@@ -154,3 +158,25 @@ def test_list_and_show_know_both_kinds() -> None:
     assert "profile.cpu.cores = 4" in lines
     assert "profile.cpu.peak_gflops = 57.6   (unsure)" in lines
     assert "threads = 1" in runner.invoke(app, ["device", "show", "local"]).stdout.splitlines()
+
+
+def test_a_host_key_is_forgotten_with_the_last_board_that_has_it(config: Path) -> None:
+    (config / "ssh").mkdir(parents=True)
+    ssh_config = config / "ssh" / "config"
+    ssh_config.write_text("Host nick\n  HostName kitchen.local\n")
+    board, nick = (
+        BoardFile(profile="pi4", host=host, ssh_config=str(ssh_config)) for host in ("pi@kitchen.local", "pi@nick")
+    )
+    elsewhere = board.model_copy(update={"port": 2222})
+    key = host_key("ssh-ed25519", b"\x00\x00\x00\x0bssh-ed25519" + bytes(36))
+    acquaint.trust(board, key)
+    before = boards.known_hosts().read_text()
+    acquaint.distrust(board, [nick])
+    assert boards.known_hosts().read_text() == before, "the same machine by another name"
+    acquaint.distrust(board, [elsewhere])
+    assert boards.known_hosts().read_text() != before
+
+
+def test_a_system_service_has_its_home_already() -> None:
+    done = CliRunner().invoke(app, ["device", "setup", "kitchen", "--system", "--home", "/mnt/ssd"])
+    assert "leave either --system or --home away" in str(done.exception)

@@ -121,3 +121,9 @@ def test_this_machine_can_be_checked_as_well(tmp_path: Any, monkeypatch: pytest.
     assert done.exit_code == 0, done.stdout
     assert "PASS  golden run: " in done.stdout
     assert "FAIL" not in done.stdout
+
+
+def test_the_agent_that_answers_counts_and_not_the_one_that_leads_to_it() -> None:
+    (finding,) = doctor.running("shed", {"agent_sha256": "b" * 64}, "a" * 64)
+    assert (finding.status, finding.advice) == ("WARN", "rlprune-edge device setup shed")
+    assert list(doctor.running("shed", {"agent_sha256": "a" * 64}, "a" * 64)) == []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agent.boards import FakeBoard
 from device.bridge import SHED, Bridged
 from talk import Daemon, wait_for
 
@@ -34,7 +35,9 @@ def two(tmp_path: Path) -> Iterator[tuple[Bridged, Bridged]]:
     with ExitStack() as stack:
         stations = []
         for name in ("left", "right"):
-            daemon = Daemon(tmp_path / name)
+            planted = FakeBoard(tmp_path / f"{name}-board")
+            planted.write("proc/sys/kernel/random/boot_id", name)  # they are on one machine, and shall be two
+            daemon = Daemon(tmp_path / name, "--root", str(planted.root))
             stack.callback(daemon.stop)
             profile = SHED.model_copy(update={"name": name})
             station = Bridged(daemon.home, cache_dir=tmp_path / "cache", profile=profile)
@@ -91,10 +94,37 @@ def test_boards_that_differ_are_refused(two: tuple[Bridged, Bridged], monkeypatc
         Fleet([left, two_threads])
     with pytest.raises(UserError, match="measured on alone"):
         Fleet([left, _with_profile(right, source="local")])
+    with pytest.raises(UserError, match="the same board"):
+        _ = Fleet([left, left]).facts
     hello = right.facts | {"facts": right.facts["facts"] | {"governor": "powersave"}}
     monkeypatch.setattr(right, "_hello", hello)
     with pytest.raises(UserError, match=r"not set up alike: governor \(.* and powersave\)"):
         _ = Fleet([left, right]).facts
+
+
+def test_a_board_that_somebody_else_has_can_be_given_up(two: tuple[Bridged, Bridged], tmp_path: Path) -> None:
+    left, _ = two
+    left.hold()
+    waiting = Bridged(tmp_path / "left", cache_dir=tmp_path / "cache", on_wait=lambda *_: None)
+    outcome: list[Exception] = []
+
+    def run() -> None:
+        try:
+            waiting.hold()
+        except RlpruneError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert wait_for(lambda: waiting.connections == 1)
+    time.sleep(0.5)
+    waiting.break_off()
+    thread.join(15)
+    assert not thread.is_alive()
+    assert isinstance(outcome[0], DeviceError)
+    with pytest.raises(DeviceError, match="broken off"):
+        waiting.status()
+    waiting.close()
 
 
 def _with_profile(station: Bridged, **changes: Any) -> Bridged:

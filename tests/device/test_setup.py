@@ -6,6 +6,7 @@ The real packages, and SSH, are met in `ssh/test_real_board.py`.
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import json
 import subprocess
@@ -140,7 +141,7 @@ def test_a_runtime_that_kills_the_process_does_not_replace_one_that_works(accoun
     with pytest.raises(DeviceError, match=r"onnxruntime was installed but cannot be imported.*SIGILL"):
         do(account.shell, "packages", place, files_to_send=sorted(account.index.iterdir()), seconds=120)
     assert setup.look(account.shell)["packages"] == {"onnxruntime": "1.99.0", "numpy": "1.99.0"}
-    assert sorted(path.name for path in account.base.iterdir()) == ["agents", "bin", "current", "venv"]
+    assert sorted(path.name for path in account.base.iterdir()) == ["agents", "bin", "current", "setup.lock", "venv"]
 
 
 def test_a_daemon_that_still_runs_is_ended_with_the_old_agent_and_on_removal(account: Account) -> None:
@@ -250,3 +251,82 @@ def test_what_kills_a_pi_4_is_not_asked_for_there() -> None:
     assert wheels.blocked("onnxruntime", "1.21.0", machine=machine, features=["asimd"]) is not None
     assert wheels.blocked("onnxruntime", "1.21.0", machine=machine, features=["atomics"]) is None
     assert wheels.blocked("onnxruntime", "1.20.0", machine=machine, features=["asimd"]) is None
+
+
+def test_a_folder_of_the_users_is_set_up_in_but_not_deleted(account: Account, tmp_path: Path) -> None:
+    account.offers()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (disk / "thesis.tex").write_text("years of work")
+    wanted = Wanted(offline=True, home=str(disk))
+    account.setup(wanted)
+    assert account.base.resolve() == disk / "rlprune-edge"
+    account.setup(wanted)  # once more is harmless
+    assert setup.remove(account.shell) is True
+    assert [path.name for path in disk.iterdir()] == ["thesis.tex"]
+
+    (disk / "rlprune-edge").mkdir()
+    (disk / "rlprune-edge" / "checkout.py").touch()
+    with pytest.raises(UserError, match=r"rlprune-edge holds something else already; choose another folder"):
+        account.setup(wanted)
+    account.base.parent.mkdir(parents=True)
+    account.base.symlink_to(disk)
+    with pytest.raises(UserError, match="which holds something else"):
+        setup.remove(account.shell)
+    assert (disk / "thesis.tex").exists()
+
+
+def test_a_home_folder_that_is_empty_afterwards_stays(account: Account) -> None:
+    account.base.mkdir(parents=True)
+    assert setup.remove(account.shell) is True
+    assert list(account.home.iterdir()) == []
+
+
+def test_two_set_ups_at_once_do_not_get_in_each_others_way(account: Account) -> None:
+    account.offers()
+    account.setup(Wanted(offline=True))
+    with (account.base / bootstrap.MARK).open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another set-up is going on"):
+            account.setup(Wanted(offline=True, renew=True))
+        with pytest.raises(UserError, match="another set-up is going on"):
+            setup.remove(account.shell)
+    assert setup.remove(account.shell) is True
+
+
+def test_a_daemon_with_the_old_packages_is_ended_when_they_are_renewed(account: Account) -> None:
+    account.offers()
+    account.setup(Wanted(offline=True))
+    bridge = [str(account.base / "bin" / "rlprune-edge-agent"), "stdio"]
+    subprocess.run(bridge, stdin=subprocess.DEVNULL, env=account.environment, check=True)
+    account.setup(Wanted(offline=True))
+    assert (account.base / "run" / "agent.sock").exists()
+    account.setup(Wanted(offline=True, renew=True))
+    assert not (account.base / "run" / "agent.sock").exists()
+
+
+def test_what_lies_in_the_current_folder_is_not_run(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("platform", "signal", "numpy", "venv"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('planted')\n")
+    account.offers()
+    monkeypatch.chdir(tmp_path)
+    assert account.setup(Wanted(offline=True)).packages["numpy"] == "1.99.0"
+    assert setup.look(account.shell)["packages"]["numpy"] == "1.99.0"
+
+
+def test_little_disk_is_enough_where_no_packages_are_installed() -> None:
+    board = {"machine": "aarch64", "bits": 64, "python": "/usr/bin/python3", "venv": True, "ensurepip": True}
+    assert obstacles(board | {"free_bytes": 10**8}, offline=False, packages=False) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("python_version", "3.11/../../x"), ("features", [["atomics"]]), ("governors", [1])]
+)
+def test_an_answer_that_is_not_what_it_should_be_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    true = setup.look(LocalShell())
+    (tmp_path / "python3").write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps({'done': true | {name: value}})}\nEND\n")
+    (tmp_path / "python3").chmod(0o755)
+    with pytest.raises(DeviceError, match=f"about '{name}' does not make sense"):
+        setup.look(LocalShell({"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}))

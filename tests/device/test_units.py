@@ -51,3 +51,8 @@ def test_the_traps_are_left_out() -> None:
     assert settings(SYSTEM)["DeviceAllow"] == "/dev/vcio rw"
     assert settings(SYSTEM)["MemoryDenyWriteExecute"] == "yes"
     assert settings(JETSON)["MemoryDenyWriteExecute"] == "no"
+
+
+def test_a_restart_keeps_the_sockets_folder_and_an_upgraded_agent_is_started_again() -> None:
+    assert settings(SYSTEM)["RuntimeDirectoryPreserve"] == "restart"
+    assert settings(USER)["Restart"] == "always"

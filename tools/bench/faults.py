@@ -2,7 +2,7 @@
 
     .venv/bin/python tools/bench/faults.py [F4 F7 ...]
 
-Runs the tests whose name or first line names a fault (F1 to F45) and prints the table of README.md. The seconds are the
+Runs the tests whose name or first line names a fault (F1 to F45) and prints a table. The seconds are the
 longest of the fault's tests, from the injection to the outcome and with all set-up in them: an upper bound. F46 (pull
 the plug, hair-dryer, weak supply) needs a board and a person.
 """
@@ -54,7 +54,7 @@ FAULTS = {
     32: ("two hosts at once", "one measures, the other waits; a stale owner is refused"),
     33: ("job submitted twice", "run once, one result"),
     34: ("frames that are too long, deep or no JSON", "conversation closed, the agent lives"),
-    35: ("impossible latency", "refused, never a reward"),
+    35: ("impossible latency", "the figure is refused, whatever it would have been worth"),
     36: ("other load appears", "waited for, then `busy`"),
     37: ("swapping", "`swapping`"),
     38: ("governor or power mode changes", "`config_changed`"),
@@ -91,7 +91,10 @@ def _tags(text: str) -> set[int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="F1 to F45; all of them if none is named")
-    wanted = {int(name.upper().lstrip("F")) for name in parser.parse_args().faults} or set(FAULTS)
+    names = parser.parse_args().faults
+    if unknown := [name for name in names if name.upper() not in {f"F{number}" for number in FAULTS}]:
+        parser.error(f"no test can show {', '.join(unknown)}")
+    wanted = {int(name[1:]) for name in names} or set(FAULTS)
     tests = {test: tags & wanted for test, tags in tagged().items() if tags & wanted}
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "junit.xml"

@@ -260,12 +260,14 @@ def judged(
     jobs: int,
     seconds: float,
 ) -> int:
-    twice = [job for job in results if starts[job] > 1]
+    twice = [job for job in results if starts[job] != 1]
     longest = max(memory.values(), key=len, default=[0])
     growth = longest[-1] - longest[min(2, len(longest) - 1)]
     tell(f"{jobs} jobs in {seconds / 60:.0f} minutes: {dict(outcomes)}")
     tell(f"faults: {dict(faults)}")
-    tell(f"{len(results)} jobs gave a result, {len(twice)} of them had begun twice; {sum(starts.values())} began")
+    tell(
+        f"{len(results)} jobs gave a result, {len(twice)} of them had not begun just once; {sum(starts.values())} began"
+    )
     lives = ", ".join(f"{kb[0]} -> {kb[-1]}" for kb in memory.values() if len(kb) > 1)
     tell(f"resident kB of each daemon that lived long enough to be looked at twice: {lives}")
     good = outcomes == Counter(measured=jobs) and not twice and len(results) >= jobs and growth < 3000
