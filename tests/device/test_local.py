@@ -254,7 +254,7 @@ def test_more_threads_than_cpus_is_a_user_error(tmp_path: Path) -> None:
         LocalDevice(load_profile("local"), cache_dir=tmp_path, threads=999) as device,
         pytest.raises(UserError, match="999 threads"),
     ):
-        assert device.facts
+        device.hold()
 
 
 def test_an_agent_that_is_silent_is_given_up() -> None:

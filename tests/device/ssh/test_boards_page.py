@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from rlprune_edge.cli import app
 from rlprune_edge.device import health
+from rlprune_edge.device.meter import MODES
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "boards.md").read_text()
 COMMANDS = [
@@ -46,6 +48,8 @@ def test_the_commands_of_the_page_on_boards_run_in_their_order(
     a_model(tmp_path / "other.onnx", 512)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(health, "DRIFT_REFUSED", 100.0)  # the neighbours of these tests come and go
+    short = {"warmup_seconds": 0.02, "warmup_cap_seconds": 0.1, "window_ms": 5, "block_ms": 5, "sample_ms": 0.5}
+    monkeypatch.setitem(MODES, "reward", replace(MODES["reward"], **short))
     said = {}
     for command in COMMANDS:
         words = shlex.split(command)[1:]
