@@ -67,8 +67,10 @@ class FineTuning:
     """softens both distributions (Hinton et al. 2015, section 2)"""
     distillation_weight: float = 0.9
     """share of the teacher's loss; the labels have the rest"""
-    feature_weight: float = 1000.0
+    feature_weight: float = 0.0
     """weight of the difference between the two networks' features (see `features`), beside those two; 0: none"""
+    feature_share: float = 0.6
+    """share of the training after which that weight has fallen to 0: first the features, then what they are for"""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def fine_tune(
         started, sum_loss, count = time.perf_counter(), 0.0, 0
         student.train()
         with _matched(student, teacher, settings) as features:
+            step = number * steps_per_epoch
             for x, y in ((x.to(device), y.to(device)) for x, y in epoch_batches(number)):
                 out = student(x)
                 value = loss(out, y)
@@ -121,8 +124,10 @@ def fine_tune(
                         guide = teacher(x)
                     share = settings.distillation_weight
                     value = (1 - share) * value + share * distillation_loss(out, guide, settings.temperature)
-                if features is not None and (difference := features.loss()) is not None:
-                    value = value + settings.feature_weight * difference
+                weight = settings.feature_weight * max(0.0, 1 - step / (settings.feature_share * total))
+                if features is not None and weight and (difference := features.loss()) is not None:
+                    value = value + weight * difference
+                step += 1
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 optimizer.step()
