@@ -42,9 +42,9 @@ class Recipe:
     """optimizer steps over which the learning rate rises from 0"""
     distillation_temperature: float = 4.0
     distillation_weight: float = 0.9
+    """share of the loss that comes from the uncut model's outputs, 0 to 1"""
     feature_weight: float = 0.0
     """above 0: what is left of a cut network first learns the uncut one's features (rlprune_edge/prune/features.py)"""
-    """share of the loss that comes from the uncut model's outputs, 0 to 1"""
 
 
 @dataclass(frozen=True)
