@@ -22,7 +22,7 @@ from rlprune_edge.report import build_report, write_report
 from rlprune_edge.run import Run
 
 GOLDEN = 3
-ROUNDS = 2
+ROUNDS = 3
 """of finalists"""
 WEIGHTS_MATTER = 0.03
 """a candidate timed with made-up weights whose speed-up differs by more with its own is spoken of"""
