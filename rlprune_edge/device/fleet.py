@@ -10,12 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import numpy as np
-
 from rlprune_edge.device.profiles import Profile
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import DeviceError, UserError
-from rlprune_edge.records import Measurement, Skeleton, Work
+from rlprune_edge.records import Measurement
 
 T = TypeVar("T")
 
@@ -112,36 +110,25 @@ class Fleet:
         self,
         model: Path,
         *,
-        model_sha256: str,
-        graph_sha256: str,
         reference: tuple[Path, str] | None,
-        inputs: Mapping[str, np.ndarray],
-        expected: Mapping[str, np.ndarray],
         mode: str,
-        tolerance: float | Mapping[str, float] = 1e-3,
-        use_cache: bool | None = None,
-        skeleton: Skeleton | None = None,
-        work: Work | None = None,
         reference_ms: float | None = None,
+        **words: Any,
     ) -> Measurement:
-        """As a station's. The measurement of the board with the smaller speed-up (or without a reference: the larger
-        latency), with the largest memory and the flags of all; those of the others are in its `others`."""
+        """As a station's, which gets the other `words` as they are.
+
+        The measurement of the board with the smaller speed-up (or without a reference: the larger latency), with the
+        largest memory and the flags of all; those of the others are in its `others`.
+        """
         self._make_ready()
         known = {} if reference_ms is None else self._alone_ms
         found = self._on_all(
             lambda station: station.measure(
                 model,
-                model_sha256=model_sha256,
-                graph_sha256=graph_sha256,
                 reference=reference,
-                inputs=inputs,
-                expected=expected,
                 mode=mode,
-                tolerance=tolerance,
-                use_cache=use_cache,
-                skeleton=skeleton,
-                work=work,
                 reference_ms=known.get(station.profile.name),
+                **words,
             )
         )
         if reference is None and mode != "reward":

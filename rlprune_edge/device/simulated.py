@@ -21,7 +21,7 @@ from rlprune_agent.simulate import Conditions, SimBoard, simulate
 from rlprune_edge.device.meter import gates_for, mode_settings
 from rlprune_edge.device.result import measurement_of, process_of, refuse_unfit
 from rlprune_edge.errors import CandidateError, DeviceError
-from rlprune_edge.records import Measurement
+from rlprune_edge.records import Measurement, Skeleton, Work
 
 _ATTEMPTS = {"reward": 2}
 _ATTEMPTS_ELSE = 3
@@ -93,6 +93,9 @@ class SimulatedDevice:
         mode: str,
         tolerance: float | Mapping[str, float] = 1e-3,  # noqa: ARG002
         use_cache: bool | None = None,  # noqa: ARG002
+        skeleton: Skeleton | None = None,  # noqa: ARG002
+        work: Work | None = None,  # noqa: ARG002
+        reference_ms: float | None = None,  # noqa: ARG002
     ) -> Measurement:
         """As a real device's `measure`, errors included; a candidate and its reference meet the same conditions."""
         settings = mode_settings(mode)
