@@ -50,9 +50,12 @@ def connected(
 
 def _is_there(path: Path) -> bool:
     try:
-        return path.exists()
-    except PermissionError:  # in a folder that this login may not look into
+        os.stat(str(path))
+    except PermissionError:  # in a folder that this login may not look into; Path.exists() hides it from 3.14 on
         return True
+    except OSError:
+        return False
+    return True
 
 
 def _patiently(path: Path, hint: str) -> socket.socket:

@@ -27,7 +27,9 @@ def disk_failure(error: OSError, where: Path) -> Failure:
     """The `disk_full` that an error of writing is, the error itself raised again if it is something else."""
     if error.errno not in _FULL:
         raise error
-    return Failure("disk_full", f"cannot write below {where}: {error.strerror}; make room on the device and try again")
+    broken = error.errno in (errno.EROFS, errno.EIO)
+    hint = "its disk is failing or read-only; dmesg on the device says why" if broken else "make room on the device"
+    return Failure("disk_full", f"cannot write below {where}: {error.strerror}; {hint}, then try again")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,9 +21,7 @@ from talk import ENVIRONMENT, LONG, PYTHON, Daemon, Host, agent_command, alive, 
 
 from rlprune_agent import sockets
 from rlprune_agent.agent import Agent
-from rlprune_agent.bridge import connected
-from rlprune_agent.protocol import Failure
-from rlprune_agent.supervise import BOOT, CODE
+from rlprune_agent.protocol import Channel, Failure
 
 Make = Callable[[int], bytes]
 Start = Callable[..., Daemon]
@@ -438,50 +436,6 @@ def test_two_bridges_at_once_start_one_daemon(tmp_path: Path) -> None:
     assert wait_for(lambda: not sockets.home_socket(home).exists(), 10)
 
 
-def test_a_home_with_a_long_name_works_as_well(tmp_path: Path) -> None:
-    home = tmp_path / ("long" * 30) / ("name" * 30)
-    host, process = over_pipes(agent_command("stdio", "--home", str(home), "--idle-seconds", "0"))
-    assert host.hello()["ok"] is True
-    host.close()
-    assert process.wait(10) == 0
-    assert wait_for(lambda: not sockets.home_socket(home).exists(), 10)
-
-
-def test_a_daemon_that_cannot_start_is_told_with_its_words(tmp_path: Path) -> None:
-    first, process = over_pipes(agent_command("stdio", "--alone", "--home", str(tmp_path)))
-    assert first.acquire()["granted"] is True
-    done = subprocess.run(
-        agent_command("stdio", "--home", str(tmp_path)),
-        input=b"",
-        capture_output=True,
-        env=ENVIRONMENT,
-        check=False,
-        timeout=60,
-    )
-    first.close()
-    process.wait(30)
-    assert done.returncode == 1
-    assert b"another agent process does the jobs of" in done.stderr
-    assert done.stdout == b""
-
-
-def test_a_system_service_that_does_not_answer_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlprune_agent.bridge._START_SECONDS", 0.1)
-    (tmp_path / "agent.sock").touch()
-    with pytest.raises(Failure, match="systemctl status"):
-        connected(tmp_path / "home", tmp_path / "agent.sock", [])
-    assert not (tmp_path / "home").exists()
-
-
-def test_a_system_service_without_its_socket_yet_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlprune_agent.bridge._START_SECONDS", 0.1)
-    unit = tmp_path / "rlprune-edge-agent.service"
-    unit.touch()
-    with pytest.raises(Failure, match="systemctl status"):
-        connected(tmp_path / "home", tmp_path / "agent.sock", [], system_unit=unit)
-    assert not (tmp_path / "home").exists()
-
-
 def test_a_child_that_cannot_be_started_is_no_end_of_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,14 +444,6 @@ def test_a_child_that_cannot_be_started_is_no_end_of_the_worker(
     assert "No such file" in (agent.worker.runtime(10) or {})["runtime_error"]
     assert agent.worker.lives
     agent.end()
-
-
-def test_what_lies_in_the_current_folder_is_not_run(tmp_path: Path) -> None:
-    for name in ("signal", "platform", "select"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('planted')\n")
-    command = [PYTHON, "-c", BOOT, str(CODE), "--self-test"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, "planted" in done.stderr) == (0, False)
 
 
 def test_who_may_talk_to_a_daemon(tmp_path: Path) -> None:
@@ -608,3 +554,30 @@ def test_a_host_or_an_agent_of_another_protocol_is_refused_clearly_and_others_go
     answer = host.ask(verb="hello", protocol_min=7, protocol_max=9).header
     assert (answer["kind"], "protocol 7 to 9" in answer["message"]) == ("version_mismatch", True)
     assert host.hello()["ok"] is True
+
+
+_NO_THREADS = """
+import os, threading
+real_start = threading.Thread.start
+def start(thread):
+    if thread.name == "conversation" and os.path.exists({flag!r}):
+        raise RuntimeError("can't start new thread")
+    real_start(thread)
+threading.Thread.start = start
+"""
+
+
+def test_a_device_without_room_for_another_thread_says_so_and_lives(tmp_path: Path, start_daemon: Start) -> None:
+    flag = tmp_path / "full"
+    before = _NO_THREADS.format(flag=str(flag))
+    daemon = start_daemon(command=agent_command("serve", "--home", str(tmp_path / "home"), before=before))
+    first = daemon.connect()
+    flag.touch()
+    with daemon.socket() as late:
+        refused = Channel(late.fileno(), late.fileno()).receive(30)
+    assert refused is not None
+    assert (refused.header["ok"], refused.header["kind"]) == (False, "busy")
+    assert "no room for another thread" in refused.header["message"]
+    assert first.ask(verb="status").header["ok"] is True
+    flag.unlink()
+    assert daemon.connect().hello()["ok"] is True

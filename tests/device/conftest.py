@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from accounts import Account
 from onnx import TensorProto, helper, numpy_helper
 
 from rlprune_edge.device.local import LocalDevice
@@ -73,3 +74,8 @@ def device(tmp_path: Path) -> Iterator[LocalDevice]:
     """This machine, with a cache of its own."""
     with LocalDevice(load_profile("local"), cache_dir=tmp_path / "device-cache") as local:
         yield local
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Account:
+    return Account(tmp_path)

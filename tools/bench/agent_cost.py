@@ -1,16 +1,21 @@
 """What measuring costs the measured: `measure` on this machine against a bare ONNX Runtime loop, in turns.
 
-    .venv/bin/python tools/bench/agent_cost.py [resnet20 resnet50 bert-2]
+    .venv/bin/python tools/bench/agent_cost.py [resnet20 resnet50 bert-2] [--polygraphy PYTHON]
 
 bert-2 (two layers, 128 tokens) needs one package more: `pip install -c constraints.txt transformers`. The bare loop is
 a process of its own that imports onnxruntime, makes a session with its defaults and one thread, warms up and takes the
 median of what `perf_counter_ns` says around `session.run`; no agent, no protocol, no gates. Both take turns A B B A,
 and the ratio is that of neighbours, the figure their median with the interval of a sign test.
+
+A third in turns, where PYTHON can import it together with onnxruntime, is NVIDIA's Polygraphy (`polygraphy run
+--onnxrt`), held to one processor and so to one thread. It gives the mean, of inputs of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -53,14 +58,30 @@ def bare_ms(model: Path, feeds: Path) -> float:
     return float(done.stdout)
 
 
-def bench(name: str, folder: Path) -> str:
+def polygraphy_ms(python: str, model: Path) -> float:
+    """The mean that Polygraphy prints."""
+    command = [python, "-m", "polygraphy", "run", model, "--onnxrt", "--warm-up", "20", "--iterations", "60"]
+    one = min(os.sched_getaffinity(0))
+    done = subprocess.run(["taskset", "-c", str(one), *command], check=True, capture_output=True, text=True)
+    found = re.search(r"Average inference time: ([\d.]+) ms", done.stdout)
+    if found is None:
+        raise SystemExit(f"no figure in what Polygraphy said:\n{done.stdout[-2000:]}")
+    return float(found.group(1))
+
+
+def interval(values: list[float]) -> str:
+    found = median_interval(values)
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def bench(name: str, folder: Path, polygraphy: str | None) -> str:
     path, feeds_path = folder / "model.onnx", folder / "feeds.npz"
     feeds = build(name, path)
     np.savez(feeds_path, **feeds)
     artifact = onnx_graph.describe(path, max_difference=0.0)
     expected = host.outputs(path, feeds)
     largest = max(float(np.abs(value).max()) for value in expected.values())
-    ratios, ours_ms, theirs_ms = [], [], []
+    ratios, ours_ms, theirs_ms, others_ms = [], [], [], []
     with load_device("local", cache_dir=cache_dir(), threads=1) as station:
 
         def ours() -> float:
@@ -85,18 +106,27 @@ def bench(name: str, folder: Path) -> str:
             ours_ms.append(mine)
             theirs_ms.append(theirs)
             ratios.append(mine / theirs)
-    found = median_interval(ratios)
-    ratio = f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
-    return f"| {name} | {median(theirs_ms):.3f} | {median(ours_ms):.3f} | {ratio} |"
+            if polygraphy:
+                others_ms.append(polygraphy_ms(polygraphy, path))
+    row = f"| {name} | {median(theirs_ms):.3f} | {median(ours_ms):.3f} | {interval(ratios)} |"
+    if polygraphy:
+        against = [mine / other for mine, other in zip(ours_ms, others_ms, strict=True)]
+        row += f" {median(others_ms):.3f} | {interval(against)} |"
+    return row
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL", help=", ".join(MODELS))
-    print("| model | bare loop ms | measure ms | measure : bare (interval) |\n|---|---|---|---|", flush=True)  # noqa: T201
-    for name in parser.parse_args().models:
+    parser.add_argument("--polygraphy", metavar="PYTHON", help="an interpreter that has polygraphy and onnxruntime")
+    options = parser.parse_args()
+    columns = ["model", "bare loop ms", "measure ms", "measure : bare (interval)"]
+    if options.polygraphy:
+        columns += ["polygraphy ms", "measure : polygraphy (interval)"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)  # noqa: T201
+    for name in options.models:
         with tempfile.TemporaryDirectory() as scratch:
-            print(bench(name, Path(scratch)), flush=True)  # noqa: T201
+            print(bench(name, Path(scratch), options.polygraphy), flush=True)  # noqa: T201
     return 0
 
 
