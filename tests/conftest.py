@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from samples import a_space
 
 from rlprune_edge.records import PruningSpace
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C heeded: a shell starts what it puts in the background deaf to it, and children inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
