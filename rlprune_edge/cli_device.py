@@ -57,7 +57,9 @@ def list_devices(as_json: Json = False) -> None:
     for name, board in mine.items():
         c = board.calibration
         words = (
-            f"{c.threads} threads, noise {c.noise_floor:.1%}" if c else f"none: rlprune-edge device calibrate {name}"
+            f"{boards.threads_in_words(c.threads)}, noise {c.noise_floor:.1%}"
+            if c
+            else f"none: rlprune-edge device calibrate {name}"
         )
         table.add_row(name, board.profile, board.host, words)
     console.print(
@@ -264,7 +266,7 @@ def calibrate(
     )
     boards.save(name, board.model_copy(update={"calibration": found}))
     typer.echo(
-        f"'{name}': {found.threads} threads, golden model {found.golden_ms:.2f} ms, "
+        f"'{name}': {boards.threads_in_words(found.threads)}, golden model {found.golden_ms:.2f} ms, "
         f"noise floor {found.noise_floor:.2%}: no smaller difference is called a gain"
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rlprune_edge.device import golden
-from rlprune_edge.device.boards import Calibration
+from rlprune_edge.device.boards import Calibration, threads_in_words
 from rlprune_edge.device.meter import mode_settings
 from rlprune_edge.device.station import Station
 from rlprune_edge.records import Measurement
@@ -69,8 +69,8 @@ def calibrate(
             float(np.percentile([sample for block in process.candidate_ns for sample in block], 90)) / 1e6
             for process in found.processes
         )
-        words = "1 thread" if threads == 1 else f"{threads} threads"
-        tell(f"{words}: {found.latency_ms.value:.2f} ms, nine runs in ten below {tails[threads]:.2f} ms")
+        words = f"{found.latency_ms.value:.2f} ms, nine runs in ten below {tails[threads]:.2f} ms"
+        tell(f"{threads_in_words(threads)}: {words}")
     threads = min(tails, key=lambda n: tails[n])
     with station_with(threads) as station:
         ratios, times, clocks = [], [], []

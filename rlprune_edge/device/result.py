@@ -165,10 +165,11 @@ def refuse_unfit(process: Process, *, mode: str, source: str, strict: bool = Fal
     if mode != "report" or (source == "local" and not strict):
         return process
     found = trust.flags([process])
+    what_now = "other work or a moving clock (`device check` looks for them); mode `verify` is content with less"
     if "not_steady" in found:
-        raise Failure("not_steady", "the warm-up came to its cap before the latency was steady")
+        raise Failure("not_steady", f"the warm-up came to its cap before the latency was steady: {what_now}")
     if "very_noisy" in found:
-        raise Failure("not_steady", "a quarter of the runs took 25 % longer than another quarter")
+        raise Failure("not_steady", f"a quarter of the runs took 25 % longer than another quarter: {what_now}")
     return process
 
 

@@ -92,6 +92,7 @@ class Faults:
     def __init__(self, board: LoopbackBoard, link: LinkFault, rng: random.Random) -> None:
         self._board, self._link, self._rng = board, link, rng
         self.done: Counter[str] = Counter()
+        self.owed = 0
         self.kinds: dict[str, tuple[float, Callable[[], bool]]] = {
             "connection reset": (0.35, self._drop),
             "reset in an upload": (0.15, self._reset_upload),
@@ -102,12 +103,13 @@ class Faults:
         }
 
     def one(self, running: threading.Event) -> None:
-        """One fault, after a moment, if the job still runs then."""
+        """One fault, after a moment, if the job still runs then; if not, the next job owes it."""
         weights = [weight for weight, _ in self.kinds.values()]
         name = self._rng.choices(list(self.kinds), weights)[0]
-        time.sleep(self._rng.uniform(0, 0.6))
+        time.sleep(self._rng.uniform(0, 0.4))
         if running.is_set() and self.kinds[name][1]():
             self.done[name] += 1
+            self.owed -= 1
 
     def _drop(self) -> bool:
         self._link.drop()
@@ -210,7 +212,8 @@ def soak(jobs: int, share: float, seed: int, folder: Path) -> int:
                 artifact, expected = rng.choice(models[-5:])
                 running = threading.Event()
                 running.set()
-                harm = threading.Thread(target=faults.one, args=(running,)) if rng.random() < share else None
+                faults.owed += rng.random() < share
+                harm = threading.Thread(target=faults.one, args=(running,)) if faults.owed else None
                 if harm:
                     harm.start()
                 outcomes[once(station, artifact, x, expected)] += 1
