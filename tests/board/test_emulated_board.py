@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from rlprune_edge.device import golden
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "virtual-board"
 CHEAP = "--budget 10 --epochs 1 --finalists 1 --final-mode reward --agent uniform --target-speedup 1.3"
@@ -48,6 +50,10 @@ class Host:
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done
 
+    def board(self, command: str) -> subprocess.CompletedProcess[str]:
+        """What a shell on the board answers."""
+        return subprocess.run([TOOL, "ssh", command], capture_output=True, text=True, check=False)
+
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
@@ -62,6 +68,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         assert "'emulated' is set up: onnxruntime" in host.run("device", "setup", "emulated", "--offline").stdout
         yield host
         host.run("device", "remove", "emulated")
+        left = "id rlprune; ls -d /var/lib/rlprune-edge /etc/systemd/system/rlprune* ~/.local/share/rlprune-edge"
+        assert " No such file" in host.board(left).stderr
+        assert host.board(left).stdout == ""
     finally:
         subprocess.run([TOOL, "stop"], check=True)
 
@@ -92,3 +101,20 @@ def test_a_short_search_and_its_winner_measured_again(host: Host) -> None:
     times = [found["devices"][0]["models"][0]["latency_ms"]["value"] for found in (first, again)]
     assert times[1] == pytest.approx(times[0], rel=0.02)  # its clock counts instructions
     assert first["devices"][0]["models"][0]["source"] == "emulated"
+
+
+def test_a_system_service_takes_over(host: Host) -> None:
+    """Under a real systemd: a user of its own, shut in as the unit says, and what it measures is the same."""
+    (host.folder / "golden.onnx").write_bytes(golden.model())
+    words = ("measure", "golden.onnx", "--device", "emulated", "--mode", "reward", "--json")
+    before = json.loads(host.run(*words).stdout)["devices"][0]["models"][0]["latency_ms"]["value"]
+    said = host.run("device", "setup", "emulated", "--offline", "--system").stdout
+    assert "systemd runs the agent as the user rlprune, from boot on" in said
+    state = host.board(
+        "systemctl show rlprune-edge-agent -p ActiveState -p User -p NRestarts; ls ~/.config/systemd/user"
+    )
+    assert state.stdout.splitlines() == ["User=rlprune", "ActiveState=active", "NRestarts=0"]
+    report = json.loads(host.run("device", "check", "emulated", "--json").stdout)
+    assert report["ok"]
+    after = json.loads(host.run(*words).stdout)["devices"][0]["models"][0]["latency_ms"]["value"]
+    assert after == pytest.approx(before, rel=0.02)

@@ -1,13 +1,13 @@
 """What measuring costs the measured: `measure` on this machine against a bare ONNX Runtime loop, in turns.
 
-    .venv/bin/python tools/bench/agent_cost.py [resnet20 resnet50 bert-2] [--polygraphy PYTHON]
+    .venv/bin/python tools/bench/agent_cost.py [resnet20 resnet50 bert-2] [--polygraphy PROGRAM]
 
 bert-2 (two layers, 128 tokens) needs one package more: `pip install -c constraints.txt transformers`. The bare loop is
 a process of its own that imports onnxruntime, makes a session with its defaults and one thread, warms up and takes the
 median of what `perf_counter_ns` says around `session.run`; no agent, no protocol, no gates. Both take turns A B B A,
 and the ratio is that of neighbours, the figure their median with the interval of a sign test.
 
-A third in turns, where PYTHON can import it together with onnxruntime, is NVIDIA's Polygraphy (`polygraphy run
+A third in turns, where it is installed beside the same onnxruntime, is NVIDIA's Polygraphy (`polygraphy run
 --onnxrt`), held to one processor and so to one thread. It gives the mean, of inputs of its own.
 """
 
@@ -58,9 +58,9 @@ def bare_ms(model: Path, feeds: Path) -> float:
     return float(done.stdout)
 
 
-def polygraphy_ms(python: str, model: Path) -> float:
+def polygraphy_ms(program: str, model: Path) -> float:
     """The mean that Polygraphy prints."""
-    command = [python, "-m", "polygraphy", "run", model, "--onnxrt", "--warm-up", "20", "--iterations", "60"]
+    command = [program, "run", model, "--onnxrt", "--sequential-runners", "--warm-up", "20", "--iterations", "60"]
     one = min(os.sched_getaffinity(0))
     done = subprocess.run(["taskset", "-c", str(one), *command], check=True, capture_output=True, text=True)
     found = re.search(r"Average inference time: ([\d.]+) ms", done.stdout)
@@ -118,7 +118,7 @@ def bench(name: str, folder: Path, polygraphy: str | None) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL", help=", ".join(MODELS))
-    parser.add_argument("--polygraphy", metavar="PYTHON", help="an interpreter that has polygraphy and onnxruntime")
+    parser.add_argument("--polygraphy", metavar="PROGRAM", help="the program polygraphy")
     options = parser.parse_args()
     columns = ["model", "bare loop ms", "measure ms", "measure : bare (interval)"]
     if options.polygraphy:
