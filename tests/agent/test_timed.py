@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlprune_agent.timed import Timed
-from rlprune_agent.turns import _timed_pairs
+from rlprune_agent.turns import _timed_pairs, _warm_up
 from rlprune_agent.world import RunQueue, ThisDevice
 
 _SETTINGS = {
@@ -93,3 +93,39 @@ def test_blocks_come_in_turns_a_b_b_a_until_the_interval_is_narrow(target: float
 def test_the_cap_ends_the_blocks_after_the_first_pair() -> None:
     own, others, _ = _timed_pairs(_timed(), _timed(), _SETTINGS, ThisDevice(), None, 0.0)
     assert [len(own), len(others)] == [1, 1]
+
+
+def _changing(warming: float) -> tuple[Timed, Timed, SimpleNamespace]:
+    """Two models on a planted clock, twice as slow for three runs after a change; each run by `warming` faster."""
+    clock = SimpleNamespace(ns=0, last="", since=0, runs=0)
+
+    def runs_as(name: str) -> Any:
+        def run(_: object, feeds: object) -> object:
+            clock.since = clock.since + 1 if clock.last == name else 0
+            clock.last, clock.runs = name, clock.runs + 1
+            clock.ns += int((2e6 if clock.since < 3 else 1e6 + clock.runs % 7 * 1000) * (1 - warming) ** clock.runs)
+            return feeds
+
+        return run
+
+    world = SimpleNamespace(now_ns=lambda: clock.ns, waited_ns=lambda: 0)
+    candidate, reference = (Timed(SimpleNamespace(run=runs_as(name)), {}, world) for name in "ab")  # type: ignore[arg-type]
+    candidate.run_ns = reference.run_ns = 1_000_000
+    return candidate, reference, world
+
+
+_WARM_UP = {
+    "window_runs": 5,
+    "window_ms": 125,
+    "slow_run_ms": 1000,
+    "warmup_runs": 5,
+    "warmup_seconds": 0.5,
+    "warmup_cap_runs": 50,
+    "warmup_cap_seconds": 10,
+}
+
+
+@pytest.mark.parametrize(("warming", "steady"), [(0, True), (0.0003, False)])
+def test_a_change_of_turns_is_no_sign_of_a_cold_model(warming: float, steady: bool) -> None:
+    candidate, reference, world = _changing(warming)
+    assert _warm_up([candidate, reference], _WARM_UP, world, 1e18) is steady  # type: ignore[arg-type]
