@@ -41,6 +41,7 @@ def list_devices(as_json: Json = False) -> None:
     """List your boards, and the profiles that boards can be added with."""
     from rlprune_edge.device import boards
     from rlprune_edge.device.profiles import FAMILIES, profiles
+    from rlprune_edge.progress import threads_in_words
 
     mine = {name: boards.load(name) for name in boards.names()}
     known = profiles()
@@ -57,7 +58,7 @@ def list_devices(as_json: Json = False) -> None:
     for name, board in mine.items():
         c = board.calibration
         words = (
-            f"{boards.threads_in_words(c.threads)}, noise {c.noise_floor:.1%}"
+            f"{threads_in_words(c.threads)}, noise {c.noise_floor:.1%}"
             if c
             else f"none: rlprune-edge device calibrate {name}"
         )
@@ -252,6 +253,7 @@ def calibrate(
     from rlprune_edge.device import calibrate as calibration
     from rlprune_edge.device.board import Board
     from rlprune_edge.device.profiles import load_profile
+    from rlprune_edge.progress import threads_in_words
 
     board = boards.load(name)
     profile = load_profile(board.profile)
@@ -266,7 +268,7 @@ def calibrate(
     )
     boards.save(name, board.model_copy(update={"calibration": found}))
     typer.echo(
-        f"'{name}': {boards.threads_in_words(found.threads)}, golden model {found.golden_ms:.2f} ms, "
+        f"'{name}': {threads_in_words(found.threads)}, golden model {found.golden_ms:.2f} ms, "
         f"noise floor {found.noise_floor:.2%}: no smaller difference is called a gain"
     )
 

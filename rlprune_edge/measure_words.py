@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rlprune_edge.progress import threads_in_words
 from rlprune_edge.records import Measurement, Verdict
 from rlprune_edge.report_words import milliseconds, size
 
@@ -41,8 +42,7 @@ _KINDS = {"local": "this machine", "board": "measured there", "emulated": "emula
 def lines(device: str, measurements: Sequence[Measurement], paths: Sequence[Path]) -> Iterator[str]:
     """One block per model."""
     first = measurements[0]
-    threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
-    yield f"{device} ({_KINDS.get(first.source, first.source)}), {threads}, mode {first.mode}"
+    yield f"{device} ({_KINDS.get(first.source, first.source)}), {threads_in_words(first.threads)}, mode {first.mode}"
     for path, measurement in zip(paths, measurements, strict=True):
         yield ""
         yield f"{path} ({size(path.stat().st_size)})"

@@ -33,3 +33,8 @@ class Silent:
     def trial(self, trial: Trial, *, best: Trial | None, spent: int, budget: int) -> None: ...
 
     def step(self, text: str, done: int, total: int) -> None: ...
+
+
+def threads_in_words(threads: int) -> str:
+    """As a person reads it."""
+    return "1 thread" if threads == 1 else f"{threads} threads"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rlprune_edge.progress import threads_in_words
+
 Figures = dict[str, Any]
 
 
@@ -23,7 +25,7 @@ def settings(report: Figures, points: Sequence[Figures] = ()) -> str:
         mode = " and ".join(dict.fromkeys(p["mode"] for p in points if p["mode"])) or None
     parts = [place(report)]
     if threads is not None:
-        parts.append(f"{threads} thread{'s' if threads != 1 else ''}")
+        parts.append(threads_in_words(threads))
     if mode is not None:
         parts.append(f"mode {mode}")
     return ", ".join(parts)

@@ -67,11 +67,6 @@ class BoardFile(BaseModel):
         return self.calibration if self.calibration and self.calibration.threads == threads else None
 
 
-def threads_in_words(threads: int) -> str:
-    """As a person reads it."""
-    return "1 thread" if threads == 1 else f"{threads} threads"
-
-
 def known_hosts() -> Path:
     """Host keys of the user's boards."""
     return config_dir() / "known_hosts"

@@ -143,6 +143,11 @@ def test_figures_of_an_emulated_board_say_so(sample: Callable[[int], Any], tmp_p
     assert (found.source, found.device) == ("emulated", "emulated-arm64")
 
 
+def test_one_thread_is_called_one() -> None:
+    boards.save("shed", KITCHEN.model_copy(update={"calibration": CALIBRATION.model_copy(update={"threads": 1})}))
+    assert "1 thread, noise 1.1%" in CliRunner().invoke(app, ["device", "list"]).stdout
+
+
 def test_list_and_show_know_both_kinds() -> None:
     boards.save("kitchen", KITCHEN.model_copy(update={"calibration": CALIBRATION}))
     runner = CliRunner()

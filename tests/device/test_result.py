@@ -202,3 +202,4 @@ def test_what_was_never_steady_is_not_published(mode: str, source: str, strict: 
     with pytest.raises(Failure) as caught:
         refuse_unfit(process, mode=mode, source=source, strict=strict)
     assert caught.value.kind == "not_steady"
+    assert "`device check` looks for them" in caught.value.message
