@@ -368,6 +368,8 @@ class Quality:
     """in the unit of the task's metric (accuracy and F1 in percent, WER in percent)"""
     loss: float
     examples: int
+    others: dict[str, float] = field(default_factory=dict)
+    """figures beside the metric by name, in percent: F1, character error rate"""
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,19 @@ HOMES = {
     "torchvision": ("rlprune_edge/tasks/torchvision_models.py",),
     "datasets": ("rlprune_edge/tasks/hub.py",),
     "sklearn": ("rlprune_edge/tasks/digits.py",),
+    "transformers": ("rlprune_edge/tasks/pretrained.py", "rlprune_edge/tasks/trainer.py"),
+    "tokenizers": ("rlprune_edge/tasks/pretrained.py",),
+    "optimum": ("rlprune_edge/export/transformers_export.py",),
+    "jiwer": ("rlprune_edge/tasks/speech.py",),
+    "soundfile": ("rlprune_edge/tasks/audio.py",),
+    "scipy": ("rlprune_edge/tasks/audio.py",),
     "safetensors": ("rlprune_edge/tasks/weights.py",),
     "plotly": ("rlprune_edge/report_html.py",),
     "paramiko": ("rlprune_edge/device/ssh.py", "rlprune_edge/device/ssh_login.py"),
     "typer": ("rlprune_edge/cli.py", "rlprune_edge/cli_device.py"),
     "rich": ("rlprune_edge/cli.py", "rlprune_edge/cli_device.py", "rlprune_edge/console.py"),
 }
-TORCH = ("rlprune_edge/tasks/", "rlprune_edge/prune/", "rlprune_edge/export/", "rlprune_edge/search/ppo.py")
+TORCH = ("rlprune_edge/inputs.py", "rlprune_edge/encoders.py", "rlprune_edge/tasks/", "rlprune_edge/prune/", "rlprune_edge/export/", "rlprune_edge/search/ppo.py")
 
 
 def files() -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from rlprune_edge.errors import UserError
+from rlprune_edge.inputs import Input
 from rlprune_edge.records import MetricSpec, Quality
 
 SPLITS = ("train", "search", "validation", "test")
+BENCHMARK = "benchmark"
+"""a second labelled set, where one was asked for; like `test` it steers nothing"""
 
-Batches = Iterator[tuple[Tensor, Tensor]]
-"""pairs of inputs and targets; the first dimension of both counts examples"""
+Batches = Iterator[tuple[Input, Any]]
+"""pairs of inputs and targets; `len` of both counts examples, and both have `to(device)`"""
 
 Progress = Callable[[int, int, float], None]
 """called after every epoch of a training with (epochs done, epochs in all, mean training loss)"""
@@ -82,6 +85,18 @@ class Task(ABC):
     recipe: Recipe = Recipe()
     model_names: tuple[str, ...] = ()
     """what `model` accepts, the default first"""
+    other_metrics: tuple[MetricSpec, ...] = ()
+    """what is reported beside the metric; nothing is decided by them"""
+    score_batch: int = 250
+    """examples that are scored at a time"""
+    measured: str | None = None
+    """what one timed inference works on where a user could have chosen otherwise, e.g. `128 tokens`"""
+    measured_seconds: float | None = None
+    """of audio in one timed inference; latency over it is the real-time factor"""
+    limits: str | None = None
+    """what every figure of the metric is subject to, e.g. `texts cut to 256 tokens`"""
+    bundle_files: Mapping[str, bytes] = {}
+    """what an app needs beside the model, such as a tokenizer: name in the bundle -> content"""
 
     @abstractmethod
     def size(self, split: str) -> int:
@@ -98,11 +113,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def example_input(self) -> Tensor:
-        """One real preprocessed example, with a batch dimension of 1."""
+    def example_input(self) -> Input:
+        """One real preprocessed example, with a batch dimension of 1: what the device is timed with."""
 
     @abstractmethod
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
         """Mean loss of a batch, differentiable."""
 
     @abstractmethod
@@ -124,6 +139,17 @@ class Task(ABC):
             )
         return 100.0 * int((outputs.argmax(dim=1) == targets).sum()) / len(targets)
 
+    def figures(self, outputs: Sequence[Tensor], targets: Sequence[Any]) -> dict[str, float]:
+        """The metric and `other_metrics` by name, over a whole split that is given batch by batch."""
+        return {self.metric.name: self.figure(torch.cat(list(outputs)), torch.cat(list(targets)))}
+
+    def add_benchmark(self, where: str) -> str:
+        """Open a second labelled set (a folder or hub id) as the split `benchmark`; returns what to call it.
+
+        Raises UserError where the set does not fit, or the task takes none.
+        """
+        raise UserError(f"Task {self.name} takes no --benchmark {where}.")
+
     @cached_property
     def reads(self) -> Counter[str]:
         """How often each split was asked for; proves that `test` steered nothing."""
@@ -136,7 +162,7 @@ class Task(ABC):
 
         Raises ValueError for an unknown split or a batch size or limit below 1.
         """
-        if split not in SPLITS:
+        if split not in (*SPLITS, BENCHMARK):
             raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if batch_size < 1 or (limit is not None and limit < 1):
             raise ValueError(f"batch_size {batch_size} and limit {limit} must be at least 1")
@@ -156,7 +182,7 @@ class Task(ABC):
         outputs, targets, losses = [], [], 0.0
         try:
             with torch.no_grad():
-                for x, y in self.batches(split, 250, limit=limit):
+                for x, y in self.batches(split, self.score_batch, limit=limit):
                     out = model(x.to(device)).cpu()
                     losses += float(self.loss(out, y)) * len(y)
                     outputs.append(out)
@@ -165,4 +191,5 @@ class Task(ABC):
             for module, training in modes:
                 module.training = training
         examples = sum(len(y) for y in targets)
-        return Quality(self.figure(torch.cat(outputs), torch.cat(targets)), losses / examples, examples)
+        figures = self.figures(outputs, targets)
+        return Quality(figures.pop(self.metric.name), losses / examples, examples, figures)
