@@ -22,6 +22,7 @@ from rlprune_edge.places import cache_dir
 # `--help` and `device list` answer at once.
 
 PROVIDER = "What runs the model there: cpu, cuda or tensorrt. [default: the device's]"
+TASK = "digits, cifar10, imdb, librispeech, toy-text, toy-speech, or your own package.module:factory."
 STRICT = "Refuse this machine, too, while other work disturbs it, instead of a flag and a wider interval."
 
 app = typer.Typer(
@@ -72,10 +73,28 @@ def _root(
 
 @app.command()
 def compress(
-    task: Annotated[str | None, typer.Option(help="digits, cifar10, or your own package.module:factory.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model of the task, or package.module:factory.")] = None,
+    task: Annotated[str | None, typer.Option(help=TASK)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model of the task, a folder or hub id, or package.module:factory.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="Trained weights, .safetensors or .pt.")] = None,
     data: Annotated[str | None, typer.Option(help="Local folder (or hub id) of the data set.")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="A second labelled set, folder or hub id: reported before and after.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens that a text is cut to. [default: 256]")] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens of the text that is timed. [default: 128]")
+    ] = None,
+    audio_seconds: Annotated[
+        float | None, typer.Option(help="Seconds of the recording that is timed. [default: 5]")
+    ] = None,
+    train_epochs: Annotated[float | None, typer.Option(help="Of a baseline's own training. [default: 3]")] = None,
+    train_learning_rate: Annotated[float | None, typer.Option(help="Likewise. [default: 2e-5]")] = None,
+    train_batch_size: Annotated[int | None, typer.Option(help="Likewise. [default: 8]")] = None,
+    train_warmup_steps: Annotated[int | None, typer.Option(help="Likewise. [default: 500, or fewer]")] = None,
+    train_weight_decay: Annotated[float | None, typer.Option(help="Likewise. [default: 0.01]")] = None,
+    train_dropout: Annotated[float | None, typer.Option(help="Before its classifier. [default: 0.3]")] = None,
     device: Annotated[str | None, typer.Option(help="Where to measure; see `rlprune-edge device list`.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of an inference on the device.")] = None,
     provider: Annotated[str | None, typer.Option(help=PROVIDER)] = None,
@@ -97,15 +116,17 @@ def compress(
     step: Annotated[
         float | None, typer.Option(help="Share of a group's channels cut per action. [default: 0.1]")
     ] = None,
-    importance: Annotated[str | None, typer.Option(help="taylor or magnitude. [default: taylor]")] = None,
-    calibration_images: Annotated[
-        int | None, typer.Option(help="Inputs for BatchNorm statistics. [default: 256]")
+    importance: Annotated[
+        str | None, typer.Option(help="taylor, fisher or magnitude. [default: fisher for transformers, else taylor]")
     ] = None,
-    search_images: Annotated[int | None, typer.Option(help="Inputs a candidate is scored on. [default: all]")] = None,
+    calibration_examples: Annotated[
+        int | None, typer.Option(help="Inputs that a cut network is healed with. [default: 256; transformers: 32]")
+    ] = None,
+    search_examples: Annotated[int | None, typer.Option(help="Inputs a candidate is scored on. [default: all]")] = None,
     finalists: Annotated[int | None, typer.Option(help="Candidates that are fine-tuned. [default: 2]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning. [default: the task's, 5]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of fine-tuning. [default: the task's, 1e-4]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Of fine-tuning. [default: the task's, 32]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Of fine-tuning. [default: the task's: 32, speech 16]")] = None,
     distillation: Annotated[
         bool | None,
         typer.Option("--distillation/--no-distillation", help="Learn from the uncut model, too. [default: on]"),

@@ -14,11 +14,14 @@ from rlprune_edge import deliver
 from rlprune_edge.device.boards import load_devices
 from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.station import Station
+from rlprune_edge.encoders import view
 from rlprune_edge.errors import CandidateError
-from rlprune_edge.export import onnx_graph
+from rlprune_edge.export import probes
+from rlprune_edge.inputs import Input, few
 from rlprune_edge.journal import Journal
 from rlprune_edge.progress import Watcher
-from rlprune_edge.prune import cut, graph, importance, recover, space
+from rlprune_edge.prune import cut, importance, recover, refit, space, structure
+from rlprune_edge.prune.graph import CoupledGroup
 from rlprune_edge.records import WidthTimes
 from rlprune_edge.request import Request
 from rlprune_edge.run import Run
@@ -26,15 +29,15 @@ from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import agents, reward, staircase
 from rlprune_edge.search import sensitivity as sensitivities
 from rlprune_edge.search.env import PruningEnv
-from rlprune_edge.tasks.catalog import load_own_model, load_task
+from rlprune_edge.tasks.catalog import is_factory, load_own_model, load_task
 from rlprune_edge.tasks.task import LoadedModel, Task
 
 STAIRCASE = "staircase.json"
 SPACE = "space.json"
 SENSITIVITY = "sensitivity.json"
 PROBE_MACS = 50_000_000_000
-"""of one sensitivity probe: as many images as that makes, so that large models are probed in minutes, too"""
-PROBE_IMAGES_LEAST, PROBE_IMAGES_MOST = 64, 500
+"""of one sensitivity probe: as many examples as that makes, so that large models are probed in minutes, too"""
+PROBE_EXAMPLES_LEAST, PROBE_EXAMPLES_MOST = 64, 500
 ENDS = {
     "budget": "the budget is used up",
     "repeats": "the agent hardly proposes anything new",
@@ -42,7 +45,11 @@ ENDS = {
 }
 PROBE_INPUTS = 2
 IMPORTANCE_INPUTS = 512
+IMPORTANCE_MACS = 350_000_000_000
+"""of ranking a network without BatchNorm: as many inputs as that makes, between a batch and IMPORTANCE_INPUTS"""
 IMPORTANCE_BATCH = 32
+REFIT_INPUTS = 32
+"""that the layers of a cut network without BatchNorm are fitted to, in one batch"""
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,19 @@ def prepared(
         strict=request.strict,
     ) as device:
         watcher.stage(f"task {request.task}")
-        task = load_task(request.task, data=request.data, seed=request.seed, cache_dir=cache_dir)
+        task = load_task(
+            request.task,
+            data=request.data,
+            seed=request.seed,
+            cache_dir=cache_dir,
+            max_length=request.max_length,
+            sequence_length=request.sequence_length,
+            audio_seconds=request.audio_seconds,
+            training=request.training,
+        )
         loaded = _load_model(request, task, cache_dir, watcher)
-        run = _open(request, folder, watcher, task, loaded, device)
+        benchmark = task.add_benchmark(request.benchmark) if request.benchmark is not None else None
+        run = _open(request, folder, watcher, task, loaded, device, benchmark)
         watcher.stage("trial 0: the uncut model")
         run.evaluate(run.space.uncut())
         tables = _probe_widths(run)
@@ -92,7 +109,7 @@ def prepared(
 
 def _load_model(request: Request, task: Task, cache_dir: Path, watcher: Watcher) -> LoadedModel:
     weights = Path(request.weights) if request.weights else None
-    if request.model and ":" in request.model and request.model.partition(":")[0] not in task.model_names:
+    if request.model and is_factory(request.model, task):
         return load_own_model(request.model, task=task, weights=weights, seed=request.seed, cache_dir=cache_dir)
 
     def told(done: int, total: int, loss: float) -> None:
@@ -102,21 +119,31 @@ def _load_model(request: Request, task: Task, cache_dir: Path, watcher: Watcher)
 
 
 def _open(
-    request: Request, folder: RunFolder, watcher: Watcher, task: Task, loaded: LoadedModel, device: Station | Fleet
+    request: Request,
+    folder: RunFolder,
+    watcher: Watcher,
+    task: Task,
+    loaded: LoadedModel,
+    device: Station | Fleet,
+    benchmark: str | None,
 ) -> Run:
     """List what can be cut, rank the channels, draw the inputs that all candidates share."""
     watcher.stage(f"what can be cut from {loaded.name}")
     model = loaded.module.eval()
     example = task.example_input()
-    groups, left_alone = graph.find_groups(model, example)
+    groups, left_alone = structure.find_groups(model, example)
     described = space.build(model, example, groups)
     compute = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(compute)
+    # A transformer's examples are long and its units few: fewer of them will do.
+    seen = view(model)
+    criterion = request.importance or ("taylor" if seen is None else "fisher")
+    ranked_on = IMPORTANCE_INPUTS if seen is None else _as_many(IMPORTANCE_MACS, described.macs(described.uncut()))
     ranking = importance.rank(
         model,
         groups,
-        criterion=request.importance,
-        batches=task.batches("train", IMPORTANCE_BATCH, augment=True, seed=request.seed, limit=IMPORTANCE_INPUTS),
+        criterion=criterion,
+        batches=task.batches("train", IMPORTANCE_BATCH, augment=True, seed=request.seed, limit=ranked_on),
         loss=task.loss,
     )
     watcher.note(
@@ -125,7 +152,7 @@ def _open(
     )
     for reason in left_alone:
         watcher.note(f"left alone: {reason}")
-    calibration = [x for x, _ in task.batches("train", 128, seed=request.seed, limit=request.calibration_images)]
+    calibration, targets = _calibration(request, task, model, groups)
     return Run(
         request=request,
         folder=folder,
@@ -138,10 +165,32 @@ def _open(
         space=described,
         ranking=ranking,
         calibration=calibration,
-        probe_input=torch.cat([example, calibration[0][: PROBE_INPUTS - 1]]),
+        targets=targets,
+        example=example,
+        probe_input=few(example, calibration[0], PROBE_INPUTS),
+        criterion=criterion,
+        benchmark=benchmark,
         compute=compute,
         notes=[*task.notes, *loaded.notes],
     )
+
+
+def _as_many(macs: int, one: int, *, least: int = IMPORTANCE_BATCH, most: int = IMPORTANCE_INPUTS) -> int:
+    """How many examples of `one` multiply-accumulates each make up `macs`."""
+    return max(least, min(most, macs // max(1, one)))
+
+
+def _calibration(
+    request: Request, task: Task, model: torch.nn.Module, groups: tuple[CoupledGroup, ...]
+) -> tuple[list[Input], refit.Targets | None]:
+    """The data that cut networks are healed with, in batches; without BatchNorm, what the uncut layers make of it."""
+    if recover.has_batchnorm(model):
+        batches = task.batches("train", 128, seed=request.seed, limit=request.calibration_examples)
+        return [x for x, _ in batches], None
+    # the tokens and frames of a transformer's examples are many
+    count = request.calibration_examples if view(model) is None else min(REFIT_INPUTS, request.calibration_examples)
+    x, _ = next(iter(task.batches("train", count, seed=request.seed, limit=count)))
+    return [x], refit.collect(model, groups, x, seed=request.seed)
 
 
 def _probe_widths(run: Run) -> tuple[WidthTimes, ...]:
@@ -150,14 +199,16 @@ def _probe_widths(run: Run) -> tuple[WidthTimes, ...]:
     if known is None:
         run.watcher.stage("probing the device for the widths that pay")
         widths = {g.name: staircase.candidate_widths(g.width, run.request.step) for g in run.space.groups}
-        probes = onnx_graph.probes(run.space, widths)
+        found = probes.probes(run.space, widths)
+        models = list(dict.fromkeys(model for probe in found for model in probe.models.values()))
         try:
-            times = iter(run.device.sweep([model for _, by_width in probes for model in by_width.values()]))
+            times = dict(zip(models, run.device.sweep(models), strict=True))
         except CandidateError as error:
             run.watcher.note(f"the device cannot run the probes ({error}); every 10 % step is offered instead")
-            probes = []
+            found = []
         known = [
-            {"groups": list(groups), "times_ns": {str(w): next(times) for w in by_width}} for groups, by_width in probes
+            {"groups": list(p.groups), "times_ns": {str(w): p.scale * times[m] for w, m in p.models.items()}}
+            for p in found
         ]
         run.folder.write_json(STAIRCASE, known)
     return tuple(
@@ -171,18 +222,18 @@ def _probe_sensitivity(run: Run) -> sensitivities.Sensitivity:
     if known is None:
         cuts = sensitivities.probes(run.space)
         run.watcher.stage(f"sensitivity: {len(cuts)} single cuts, scored without the device")
-        most = min(PROBE_IMAGES_MOST, run.request.search_images or PROBE_IMAGES_MOST)
-        images = min(most, max(PROBE_IMAGES_LEAST, PROBE_MACS // run.baseline.macs))
+        most = min(PROBE_EXAMPLES_MOST, run.request.search_examples or PROBE_EXAMPLES_MOST)
+        images = min(most, max(PROBE_EXAMPLES_LEAST, PROBE_MACS // run.baseline.macs))
         calibration = list(_first(run.calibration, images // 3))
         known = {"groups": {}, "blocks": {}, "images": images}
         # the uncut model with its statistics taken from the same inputs: what is compared is the cut alone
-        whole = cut.apply(run.loaded.module, run.groups, run.ranking, run.space.uncut()).module
-        recover.recalibrate_batchnorm(whole, calibration)
-        uncut = run.task.score(whole, "search", limit=images).loss
+        whole = cut.apply(run.loaded.module, run.groups, run.ranking, run.space.uncut())
+        run.heal(whole, calibration)
+        uncut = run.task.score(whole.module, "search", limit=images).loss
         for number, (name, width, plan) in enumerate(cuts, start=1):
-            module = cut.apply(run.loaded.module, run.groups, run.ranking, plan).module
-            recover.recalibrate_batchnorm(module, calibration)
-            loss = run.task.score(module, "search", limit=images).loss
+            probe = cut.apply(run.loaded.module, run.groups, run.ranking, plan)
+            run.heal(probe, calibration)
+            loss = run.task.score(probe.module, "search", limit=images).loss
             cost = 1.0 - reward.loss_quality(loss, uncut_loss=uncut, chance_loss=run.task.chance_loss)
             if width is None:
                 known["blocks"][name] = cost
@@ -196,7 +247,7 @@ def _probe_sensitivity(run: Run) -> sensitivities.Sensitivity:
     return sensitivities.Sensitivity(groups, known["blocks"])
 
 
-def _first(batches: list[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
+def _first(batches: list[Input], count: int) -> Iterator[Input]:
     for x in batches:
         if count > 0:
             yield x[:count]

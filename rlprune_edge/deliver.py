@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,19 +15,33 @@ from rlprune_edge import __version__
 from rlprune_edge.bundle.verify import verify
 from rlprune_edge.bundle.write import write_bundle
 from rlprune_edge.device.boards import noise_floor_of, split
+from rlprune_edge.encoders import view
 from rlprune_edge.errors import CandidateError
-from rlprune_edge.export import host, torch_export
+from rlprune_edge.export import host
 from rlprune_edge.prune import recover, space
 from rlprune_edge.records import Measurement, OnnxArtifact, Quality, Target, Trial
 from rlprune_edge.report import build_report, write_report
-from rlprune_edge.run import Run
+from rlprune_edge.run import Run, arrays
+from rlprune_edge.tasks.task import BENCHMARK
 
 GOLDEN = 3
+COMPRESSED = "compressed"
+"""the folder of a run that a compressed transformer is saved in, as transformers does it"""
 ROUNDS = 3
 """of finalists"""
 WEIGHTS_MATTER = 0.03
 """a candidate timed with made-up weights whose speed-up differs by more with its own is spoken of"""
-PACKAGES = ("torch", "onnx", "onnxruntime", "torch-pruning", "stable-baselines3", "sb3-contrib", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "torch-pruning",
+    "stable-baselines3",
+    "sb3-contrib",
+    "numpy",
+)
 
 
 def deliver(run: Run) -> tuple[str, dict[str, Any]]:
@@ -235,6 +250,7 @@ def fine_tuning(run: Run) -> recover.FineTuning:
         temperature=recipe.distillation_temperature,
         distillation_weight=recipe.distillation_weight,
         feature_weight=recipe.feature_weight,
+        mixed_precision=recipe.mixed_precision,
     )
 
 
@@ -250,6 +266,10 @@ def _finish(
 ) -> tuple[str, dict[str, Any]]:
     run.watcher.stage("test split, read once")
     before, after = run.task.score(run.loaded.module, "test"), run.task.score(module, "test")
+    benchmarks: list[Quality] = []
+    if run.benchmark is not None:
+        run.watcher.stage(f"benchmark: {run.benchmark}")
+        benchmarks = [run.task.score(network, BENCHMARK) for network in (run.loaded.module, module)]
     drop = run.task.metric.drop(before.metric, after.metric)
     assert measurement.reference_ms is not None
     assert measurement.speedup is not None
@@ -260,13 +280,14 @@ def _finish(
         "latency_ms": measurement.reference_ms.value,
         "latency_ci_ms": [measurement.reference_ms.low, measurement.reference_ms.high],
         "validation_metric": reference.metric,
+        **_further(run, before, measurement.reference_ms.value, benchmarks[:1]),
     }
     compressed = {
         "metric": after.metric,
         "split": "test",
         "examples": after.examples,
         "parameters": space.count_parameters(module),
-        "macs": space.count_macs(module, run.probe_input[:1]),
+        "macs": space.count_macs(module, run.example),
         "onnx_bytes": artifact.bytes,
         "latency_ms": measurement.latency_ms.value,
         "latency_ci_ms": [measurement.latency_ms.low, measurement.latency_ms.high],
@@ -277,6 +298,7 @@ def _finish(
         "plan_key": trial.plan.key,
         "validation_metric": quality.metric,
         "search_metric": trial.quality.metric if trial.quality else None,
+        **_further(run, after, measurement.latency_ms.value, benchmarks[1:]),
     }
     floors = [
         noise_floor_of(name, threads=measurement.threads, provider=run.device.provider)
@@ -294,10 +316,26 @@ def _finish(
             f"the {run.request.target.max_drop:g} asked for; the test split was not used to look for another"
         )
     run.watcher.stage("bundle")
+    if view(module) is not None:
+        from rlprune_edge.tasks import pretrained  # transformers takes seconds to import
+
+        assert isinstance(module, pretrained.Encoder)
+        pretrained.save(module, run.folder.path / COMPRESSED, run.task.model_files)
+        run.notes.append(f"the compressed network for torch is in {COMPRESSED}/ (compress it again with --model)")
     _bundle(run, trial, baseline, compressed, artifact, measurement)
     for line in verify(run.folder.bundle):
         run.watcher.note(line)
     return _report(run, status, baseline, compressed, histories, measurement)
+
+
+def _further(run: Run, quality: Quality, latency_ms: float, benchmarks: Sequence[Quality]) -> dict[str, Any]:
+    """What is reported beside the metric and the latency: other figures, the benchmark's, the real-time factor."""
+    found: dict[str, Any] = dict(quality.others)
+    if run.task.measured_seconds is not None:
+        found["real_time_factor"] = latency_ms / 1000 / run.task.measured_seconds
+    for second in benchmarks:
+        found["benchmark"] = {"metric": second.metric, "examples": second.examples, **second.others}
+    return found
 
 
 def _bundle(
@@ -308,10 +346,10 @@ def _bundle(
     artifact: OnnxArtifact,
     measurement: Measurement,
 ) -> None:
-    x, _ = next(iter(run.task.batches("validation", GOLDEN)))
+    # one by one, so that they keep their own lengths
     golden = []
-    for row in x:
-        inputs = {torch_export.INPUT: row[None].numpy()}
+    for x, _ in run.task.batches("validation", 1, limit=GOLDEN):
+        inputs = arrays(x, artifact)
         golden.append((inputs, host.outputs(Path(artifact.path), inputs)))
     figures = {"name": run.task.metric.name, "unit": run.task.metric.unit}
     write_bundle(
@@ -326,7 +364,12 @@ def _bundle(
         measurement=asdict(measurement),
         versions=versions() | {f"device {k}": v for k, v in measurement.versions.items()},
         golden=golden,
+        files=run.task.bundle_files,
         extra={
+            **run.task.bundle_extra,
+            "measured_input": run.task.measured,
+            "limits": run.task.limits,
+            "benchmark": run.benchmark,
             "parameters": compressed["parameters"],
             "macs": compressed["macs"],
             "model": run.loaded.description,
@@ -391,7 +434,7 @@ def _report(
             "command": request.command(),
             "step": request.step,
             "prior": request.prior,
-            "importance": request.importance,
+            "importance": run.criterion,
             "threads": measurement.threads if measurement else None,
             "mode": measurement.mode if measurement else None,
             "flags": list(measurement.flags) if measurement else [],
@@ -403,6 +446,10 @@ def _report(
         notes=tuple(run.notes),
         fine_tuning=histories,
         bundle=str(run.folder.bundle) if compressed else None,
+        other_metrics=run.task.other_metrics,
+        measured_input=run.task.measured,
+        limits=run.task.limits,
+        benchmark=run.benchmark,
     )
     write_report(run.folder.path, report, run.journal.trials, run.space)
     return status, report

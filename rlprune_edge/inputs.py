@@ -38,6 +38,13 @@ class Inputs:
 Input: TypeAlias = Tensor | Inputs
 
 
+def few(example: Input, others: Input, count: int) -> Input:
+    """`count` inputs: of single tensors the example and some others, of named ones, whose lengths differ, others."""
+    if isinstance(example, Tensor) and isinstance(others, Tensor):
+        return torch.cat([example, others[: count - len(example)]])
+    return others[:count]
+
+
 def named(x: Input) -> dict[str, Tensor]:
     """The tensors by name; a single one is called `input`."""
     return dict(x.tensors) if isinstance(x, Inputs) else {SINGLE: x}

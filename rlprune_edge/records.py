@@ -43,6 +43,8 @@ class Group:
     """where in the network, 0 (input) to 1 (output)"""
     parameters: int
     """trained parameters that depend on this group (all of its channels)"""
+    unit: str = "channel"
+    """what is counted: `channel`, `head` (of attention) or `neuron` (of a feed-forward sub-layer)"""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,17 @@ class Block:
     parameters: int
     ops: tuple[str, ...]
     """names of the `Op`s inside it"""
+    parts: tuple[str, ...] = ()
+    """names of the smaller blocks it is made of: a transformer's layer of its two sub-layers"""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One convolution or linear layer, with the sizes that decide its cost at batch 1."""
+    """One convolution, linear layer or product of attention, with the sizes that decide its cost at batch 1."""
 
     name: str
     kind: str
-    """`conv` or `linear`"""
+    """`conv`, `conv1d`, `linear` or `attention` (both products of all heads, which have no weights)"""
     in_channels: int
     out_channels: int
     kernel: tuple[int, int]
@@ -79,6 +83,8 @@ class Op:
     block: str | None
     in_repeat: int = 1
     """inputs that one channel of `in_group` stands for: 16 in a linear layer after a flatten of [C, 4, 4]"""
+    out_repeat: int = 1
+    """outputs that one unit of `out_group` stands for: 64 in a projection into heads of 64"""
 
     @property
     def macs(self) -> int:
@@ -111,10 +117,15 @@ class PruningSpace:
 
     def plan(self, widths: Mapping[str, int], dropped: tuple[str, ...] | frozenset[str] = ()) -> Plan:
         """A canonical plan: a removed block takes its own groups with it, so their widths are written as full."""
-        gone = frozenset(dropped)
+        gone = set(dropped)
         unknown = (gone - {b.name for b in self.blocks}) | (set(widths) - {g.name for g in self.groups})
         if unknown:
             raise ValueError(f"not in this pruning space: {', '.join(sorted(unknown))}")
+        for block in self.blocks:  # a layer is gone with all of its parts, and the other way round
+            if block.name in gone:
+                gone.update(block.parts)
+            elif block.parts and gone.issuperset(block.parts):
+                gone.add(block.name)
         full = {}
         for g in self.groups:
             width = g.width if g.block in gone else int(widths.get(g.name, g.width))
@@ -124,12 +135,12 @@ class PruningSpace:
         return Plan(widths=full, dropped=tuple(b.name for b in self.blocks if b.name in gone))
 
     def macs(self, plan: Plan) -> int:
-        """Multiply-accumulates of one inference of the cut model (convolutions and linear layers)."""
+        """Multiply-accumulates of one inference of the cut model (convolutions, linear layers, attention)."""
         gone = set(plan.dropped)
         return sum(
             op.macs_at(
                 plan.widths[op.in_group] * op.in_repeat if op.in_group else op.in_channels,
-                plan.widths[op.out_group] if op.out_group else op.out_channels,
+                plan.widths[op.out_group] * op.out_repeat if op.out_group else op.out_channels,
             )
             for op in self.ops
             if op.block not in gone

@@ -75,6 +75,10 @@ def build_report(
     fine_tuning: Sequence[Figures] = (),
     source: str | None = None,
     bundle: str | None = None,
+    other_metrics: Sequence[MetricSpec] = (),
+    measured_input: str | None = None,
+    limits: str | None = None,
+    benchmark: str | None = None,
 ) -> Figures:
     """The content of report.json, plain JSON values only (what is not finite becomes null).
 
@@ -86,6 +90,9 @@ def build_report(
     `metric` where it was taken each epoch) and, if it was measured again, `latency_ms`, `latency_ci_ms`, `speedup`,
     `mode`; what it lacks is taken from its trial. `search` may hold `command` (repeats the run), `versions`, and
     `threads` and `mode` of the final measurement. `source` and the like default to what the first measured trial says.
+    Figures of `other_metrics` stand in `baseline` and `compressed` under their own names, those of a second set, called
+    `benchmark`, under `benchmark` (`metric`, `examples` and the others); `real_time_factor` where audio is timed.
+    `measured_input` is what one timed inference works on, `limits` what the figures of the metric are subject to.
     """
     front = pareto(trials, higher_is_better=metric.higher_is_better)
     first = next((t.measurement for t in trials if t.measurement), None)
@@ -95,6 +102,7 @@ def build_report(
         "source": source or (first.source if first else None),
         "threads": final.get("threads") or (first.threads if first else None),
         "mode": final.get("mode") or (first.mode if first else None),
+        "input": measured_input,
     }
     report: Figures = {
         "format": FORMAT,
@@ -103,7 +111,10 @@ def build_report(
         "model": model,
         "device": device,
         "source": measured["source"],
-        "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better, "unit": metric.unit},
+        "metric": asdict(metric),
+        "other_metrics": [asdict(spec) for spec in other_metrics],
+        "limits": limits,
+        "benchmark": benchmark,
         "baseline": baseline,
         "compressed": compressed,
         "target": asdict(target),

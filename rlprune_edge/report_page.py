@@ -113,7 +113,10 @@ def _summary(report: Figures) -> str:
         where = escape(settings(report, report["nearest"]))
         table_of_nearest = _table(rows, numbers_from=1)
         nearest = f"<h2>Nearest candidates</h2><p>Before fine-tuning. Measured on {where}.</p>{table_of_nearest}"
-    return f'<section>{table}<p class="small">Latency and memory: {escape(settings(report))}.</p>{nearest}</section>'
+    said = f"Latency and memory: {settings(report)}."
+    if report.get("limits"):
+        said += f" {report['metric']['name']}: {report['limits']}."
+    return f'<section>{table}<p class="small">{escape(said)}</p>{nearest}</section>'
 
 
 def _finalists(report: Figures) -> str:

@@ -28,6 +28,8 @@ def settings(report: Figures, points: Sequence[Figures] = ()) -> str:
         parts.append(threads_in_words(threads))
     if mode is not None:
         parts.append(f"mode {mode}")
+    if given := report["measured"].get("input"):
+        parts.append(f"{given} an inference")
     return ", ".join(parts)
 
 
@@ -87,9 +89,11 @@ def summary_rows(report: Figures) -> list[tuple[str, ...]]:
         known = old is not None and new is not None
         rows.append((title, text(before, old), text(after or {}, new), change(old, new) if known else "-"))
 
-    def lost(old: float, new: float) -> str:
-        drop = old - new if spec["higher_is_better"] else new - old
-        return _points(drop, "better" if drop < 0 else "worse")
+    def metric_row(spec: Figures, where: str | None, old: float | None, new: float | None) -> None:
+        drop = None if old is None or new is None else old - new if spec["higher_is_better"] else new - old
+        change = "-" if drop is None else _points(drop, "better" if drop < 0 else "worse")
+        texts = ["-" if v is None else f"{number(v, 2)} {spec['unit']}" for v in (old, new)]
+        rows.append((f"{spec['name']}, {where}" if where else spec["name"], *texts, change))
 
     def ratio(old: float, new: float) -> str:
         factor = (after or {}).get("speedup") or old / new
@@ -103,12 +107,21 @@ def summary_rows(report: Figures) -> list[tuple[str, ...]]:
         ends = side.get("latency_ci_ms")
         return milliseconds(value) + (f" ({milliseconds(ends[0], '')} to {milliseconds(ends[1], '')})" if ends else "")
 
-    name = f"{spec['name']}, {split} split" if split else spec["name"]
-    row(name, "metric", lambda _, v: "-" if v is None else f"{number(v, 2)} {spec['unit']}", lost)
+    where = f"{split} split" if split else None
+    metric_row(spec, where, before.get("metric"), (after or {}).get("metric"))
+    for other in report.get("other_metrics", ()):
+        metric_row(other, where, before.get(other["name"]), (after or {}).get(other["name"]))
+    if bench := report.get("benchmark"):
+        old, new = ((side or {}).get("benchmark") or {} for side in (before, after))
+        metric_row(spec, bench, old.get("metric"), new.get("metric"))
+        for other in report["other_metrics"]:
+            metric_row(other, bench, old.get(other["name"]), new.get(other["name"]))
     row("parameters", "parameters", lambda _, v: count(v), percent)
     row("multiply-accumulates", "macs", lambda _, v: count(v), percent)
     row("ONNX file", "onnx_bytes", lambda _, v: size(v), percent)
     row("latency (95 % interval)", "latency_ms", interval, ratio)
+    if "real_time_factor" in before:
+        row("real-time factor", "real_time_factor", lambda _, v: "-" if v is None else f"{v:.4f}", ratio)
     row("memory, peak", "memory_mb", lambda _, v: "-" if v is None else f"{v:.1f} MB", percent)
     return rows if after else [cells[:2] for cells in rows]
 
@@ -125,6 +138,8 @@ def summary_lines(report: Figures) -> list[str]:
         for row in rows
     ]
     lines = [report["verdict"], "", *table, "", f"Latency and memory: {settings(report)}."]
+    if report.get("limits"):
+        lines.append(f"{report['metric']['name']}: {report['limits']}.")
     for near in report["nearest"]:
         ratio = f" ({speedup(near['speedup'])})" if near["speedup"] else ""
         quality = f"{report['metric']['name']} {number(near['metric'], 2)} {report['metric']['unit']} (search split)"

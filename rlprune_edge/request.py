@@ -29,6 +29,20 @@ class Request(BaseModel):
     """name in the task's list, or package.module:factory"""
     weights: str | None = None
     data: str | None = None
+    benchmark: str | None = None
+    """a second labelled set (folder or hub id), reported before and after"""
+    max_length: int | None = Field(None, ge=8)
+    """tokens that a text is cut to"""
+    sequence_length: int | None = Field(None, ge=3)
+    """tokens of the text that is timed"""
+    audio_seconds: float | None = Field(None, gt=0)
+    """of the recording that is timed"""
+    train_epochs: float | None = Field(None, gt=0)
+    train_learning_rate: float | None = Field(None, gt=0)
+    train_batch_size: int | None = Field(None, ge=1)
+    train_warmup_steps: int | None = Field(None, ge=0)
+    train_weight_decay: float | None = Field(None, ge=0)
+    train_dropout: float | None = Field(None, ge=0, lt=1)
     device: str = "local"
     threads: int | None = Field(None, ge=1)
     provider: str | None = None
@@ -46,9 +60,10 @@ class Request(BaseModel):
     device_seconds: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)
     step: float = Field(0.10, gt=0, lt=1)
-    importance: str = "taylor"
-    calibration_images: int = Field(256, ge=1)
-    search_images: int | None = Field(None, ge=1)
+    importance: str | None = None
+    """`taylor`, `fisher` or `magnitude`; `None`: fisher for transformers, else taylor"""
+    calibration_examples: int = Field(256, ge=1)
+    search_examples: int | None = Field(None, ge=1)
 
     finalists: int = Field(2, ge=1)
     epochs: int | None = Field(None, ge=0)
@@ -56,6 +71,12 @@ class Request(BaseModel):
     batch_size: int | None = Field(None, ge=1)
     distillation: bool = True
     final_mode: str = "report"
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """What was asked for of the baseline's own training, by the recipe's names; `None`: nothing."""
+        asked = {k.removeprefix("train_"): v for k, v in self if k.startswith("train_") and v is not None}
+        return asked or None
 
     @property
     def target(self) -> Target:
@@ -79,11 +100,11 @@ class Request(BaseModel):
             raise ValueError(f"--budget {self.budget} leaves nothing to try: give at least 1 candidate")
         for name, word, known in (
             ("--agent", self.agent, AGENTS),
-            ("--importance", self.importance, ("taylor", "magnitude")),
+            ("--importance", self.importance, (None, "taylor", "fisher", "magnitude")),
             ("--final-mode", self.final_mode, ("reward", "verify", "report")),
         ):
             if word not in known:
-                raise ValueError(f"{name} {word} is not known: choose {', '.join(known)}")
+                raise ValueError(f"{name} {word} is not known: choose {', '.join(filter(None, known))}")
         return self
 
     def save(self, folder: Path) -> None:

@@ -15,10 +15,11 @@ import torch
 from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import BudgetSpent, CandidateError, UserError
-from rlprune_edge.export import onnx_graph, parity, skeleton, torch_export
+from rlprune_edge.export import exporter, onnx_graph, parity, skeleton
+from rlprune_edge.inputs import Input, named
 from rlprune_edge.journal import Journal
 from rlprune_edge.progress import Watcher
-from rlprune_edge.prune import cut, graph, importance, recover, space
+from rlprune_edge.prune import cut, graph, importance, recover, refit, space
 from rlprune_edge.records import (
     Baseline,
     Failure,
@@ -52,10 +53,18 @@ class Run:
     groups: tuple[graph.CoupledGroup, ...]
     space: PruningSpace
     ranking: importance.Ranking
-    calibration: list[torch.Tensor]
+    calibration: list[Input]
     """inputs that BatchNorm statistics are taken from"""
-    probe_input: torch.Tensor
-    """a few real inputs on which every candidate is held against its masked twin, and its export against torch"""
+    targets: refit.Targets | None
+    """what the uncut model's layers give on calibration data, where it has no BatchNorm"""
+    example: Input
+    """the one real input, [1, ...], that every export is held against torch with, and that is timed"""
+    probe_input: Input
+    """a few real inputs on which every candidate is held against its masked twin"""
+    criterion: str
+    """by which channels, heads and neurons are ranked"""
+    benchmark: str | None
+    """what the second labelled set is called"""
     compute: torch.device
     """where torch scores and trains: a GPU if there is one"""
     notes: list[str] = field(default_factory=list)
@@ -105,9 +114,9 @@ class Run:
         path = self.folder.scratch(BASELINE if uncut else f"{plan.key}.onnx")
         try:
             candidate = self.make_candidate(plan, seconds)
-            macs = space.count_macs(candidate.module, self.probe_input[:1])
+            macs = space.count_macs(candidate.module, self.example)
             with timed(seconds, "score"):
-                quality = self.task.score(candidate.module, "search", limit=self.request.search_images)
+                quality = self.task.score(candidate.module, "search", limit=self.request.search_examples)
             artifact, outputs = self.export(candidate.module, path, seconds)
             with timed(seconds, "measure"):
                 mode = self._baseline_mode if uncut else "reward"
@@ -137,15 +146,22 @@ class Run:
         return trial
 
     def make_candidate(self, plan: Plan, seconds: dict[str, float]) -> cut.Candidate:
-        """Cut a plan, prove it equal to its masked twin, heal its BatchNorm statistics."""
+        """Cut a plan, prove it equal to its masked twin, and heal what is left."""
         with timed(seconds, "cut"):
             candidate = cut.apply(self.loaded.module, self.groups, self.ranking, plan)
         with timed(seconds, "check"):
             cut.check_against_masked(candidate, self.loaded.module, self.groups, self.ranking, self.probe_input)
         with timed(seconds, "recover"):
             if plan.key != self.space.uncut().key:
-                recover.recalibrate_batchnorm(candidate.module, self.calibration)
+                self.heal(candidate)
         return candidate
+
+    def heal(self, candidate: cut.Candidate, calibration: list[Input] | None = None) -> None:
+        """What a cut network gets before it is judged: no training, calibration data alone (the run's by default)."""
+        if self.targets is not None:
+            refit.refit(candidate, self.targets)
+        else:
+            recover.recalibrate_batchnorm(candidate.module, self.calibration if calibration is None else calibration)
 
     def export(
         self, module: torch.nn.Module, path: Path, seconds: dict[str, float]
@@ -154,10 +170,17 @@ class Run:
         if self.compute.type != "cpu":
             module = copy.deepcopy(module).cpu()  # torch and ONNX Runtime are compared on the same processor
         with timed(seconds, "export"):
-            torch_export.export(module, self.probe_input[:1], path)
+            exporter.export(module, self.example, path)
         with timed(seconds, "parity"):
-            outputs, difference = parity.check(path, module, self.probe_input[:1], input_name=torch_export.INPUT)
+            outputs, difference = parity.check(path, module, self.example)
+            if not isinstance(self.example, torch.Tensor):  # other lengths than the timed one have to work, too
+                difference = max(difference, parity.check(path, module, self.other_length)[1])
             return onnx_graph.describe(path, max_difference=difference), outputs
+
+    @property
+    def other_length(self) -> Input:
+        """One real input of another length than the example's, without padding."""
+        return next(iter(self.task.batches("train", 1, limit=1)))[0]
 
     def measure(
         self,
@@ -181,7 +204,7 @@ class Run:
             model_sha256=artifact.sha256,
             graph_sha256=artifact.graph_sha256,
             reference=None if alone else self._reference(),
-            inputs={torch_export.INPUT: self.probe_input[:1].numpy()},
+            inputs=arrays(self.example, artifact),
             expected=outputs,
             mode=mode,
             use_cache=searching,
@@ -230,6 +253,12 @@ def _baseline(trial: Trial) -> Baseline:
         parameters=trial.parameters,
         macs=trial.macs,
     )
+
+
+def arrays(x: Input, artifact: OnnxArtifact) -> dict[str, np.ndarray]:
+    """Arrays by name, those alone that the exported model takes."""
+    taken = {spec.name for spec in artifact.inputs}
+    return {name: tensor.numpy() for name, tensor in named(x).items() if name in taken}
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ CHEAPER = shlex.split("--budget 3 --epochs 1 --finalists 1 --final-mode reward -
 # An epoch over 45,000 images takes half an hour on one core, and probing every single cut minutes.
 # A network of 13 microseconds is mostly overhead, which the latency model has to learn first: 3 candidates do not do.
 OTHERWISE = {
-    "cifar10": shlex.split("--calibration-images 64 --search-images 100 --epochs 0 --no-prior"),
+    "cifar10": shlex.split("--calibration-examples 64 --search-examples 100 --epochs 0 --no-prior"),
     "own_task:Bars": shlex.split("--budget 10"),
 }
 # A candidate that was trained for one epoch loses more than a finished one; what it may lose is not on trial here.

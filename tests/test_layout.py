@@ -14,7 +14,7 @@ ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
 SPINE = {f"rlprune_edge/{name}.py" for name in ("run", "compress", "deliver", "measure", "cli", "cli_device")}
 HOMES = {
     "torch_pruning": ("rlprune_edge/prune/graph.py",),
-    "onnx": tuple(f"rlprune_edge/export/{name}.py" for name in ("onnx_graph", "skeleton", "work")),
+    "onnx": tuple(f"rlprune_edge/export/{name}.py" for name in ("onnx_graph", "probes", "skeleton", "work")),
     "onnxruntime": (
         "rlprune_edge/export/host.py",
         "rlprune_edge/bundle/predict_template.py",  # runs without us
@@ -38,7 +38,13 @@ HOMES = {
     "typer": ("rlprune_edge/cli.py", "rlprune_edge/cli_device.py"),
     "rich": ("rlprune_edge/cli.py", "rlprune_edge/cli_device.py", "rlprune_edge/console.py"),
 }
-TORCH = ("rlprune_edge/inputs.py", "rlprune_edge/encoders.py", "rlprune_edge/tasks/", "rlprune_edge/prune/", "rlprune_edge/export/", "rlprune_edge/search/ppo.py")
+TORCH = (
+    *(f"rlprune_edge/{name}.py" for name in ("inputs", "encoders", "precision")),
+    "rlprune_edge/tasks/",
+    "rlprune_edge/prune/",
+    "rlprune_edge/export/",
+    "rlprune_edge/search/ppo.py",
+)
 
 
 def files() -> list[Path]:

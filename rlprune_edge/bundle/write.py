@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlprune_edge import __version__
-from rlprune_edge.bundle.manifest import FORMAT, MANIFEST, SUMS, parse
+from rlprune_edge.bundle.manifest import FORMAT, MANIFEST, SUMS, is_safe_name, parse
 from rlprune_edge.bundle.readme import readme
 from rlprune_edge.bundle.verify import canonical_sums, sha256_of
 from rlprune_edge.errors import UserError
@@ -44,6 +44,7 @@ def write_bundle(
     versions: dict[str, str],
     golden: Iterable[tuple[Tensors, Tensors]],
     extra: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the bundle at `out_dir` and return that path; a bundle that is already there is replaced.
 
@@ -54,6 +55,7 @@ def write_bundle(
     `{"kind": "image", "size": [h, w], "channels": "RGB"|"BGR"|"L", "scale", "mean", "std", "layout", "dtype",
     "resize": "bilinear"|None, "raw_max"}`, worked off as: resize, x * scale, - mean, / std, layout. `raw_max` is the
     raw value of white; image files need it where that is not 255.
+    `files` are written beside the model: name in the bundle -> content, such as a tokenizer.
     `extra` goes into the manifest as it is (parameters, macs, licence, weights, plan, trial, tokenizer, tolerance); its
     `licence_text` becomes the file LICENSE.
 
@@ -90,7 +92,7 @@ def write_bundle(
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
-        _fill(partial, manifest, model=model, golden=golden, licence_text=licence_text)
+        _fill(partial, manifest, model=model, golden=golden, licence_text=licence_text, further=files or {})
         _put_in_place(partial, out_dir)
     except OSError as error:
         raise UserError(_explain(error, out_dir)) from error
@@ -107,8 +109,13 @@ def _fill(
     model: Path,
     golden: Iterable[tuple[Tensors, Tensors]],
     licence_text: str | None,
+    further: Mapping[str, bytes],
 ) -> None:
     shutil.copyfile(model, folder / "model.onnx")
+    for name, content in further.items():
+        if not is_safe_name(name) or (folder / name).exists():
+            raise ValueError(f"{name!r} is no free name for a file in the bundle")
+        (folder / name).write_bytes(content)
     (folder / "golden").mkdir()
     for number, (given, expected) in enumerate(golden):
         manifest["golden"].append(

@@ -11,13 +11,19 @@ from rlprune_edge.errors import CandidateError
 
 
 def outputs(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All outputs of the model for `inputs`, on the CPU. Raises CandidateError where it cannot be loaded or run."""
+    """All outputs of the model for `inputs`, on the CPU; inputs that it does not take are left out.
+
+    A speech network's attention mask is such: of one recording without padding it would be all ones.
+    Raises CandidateError where the model cannot be loaded or run.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         names = [o.name for o in session.get_outputs()]
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        taken = {i.name for i in session.get_inputs()}
+        fed = {name: array for name, array in inputs.items() if name in taken}
+        return dict(zip(names, session.run(names, fed), strict=True))
     except Exception as error:  # onnxruntime raises classes of its binding that share no base but Exception
         raise CandidateError("load_failed", f"onnxruntime on this machine: {str(error).splitlines()[0]}") from error

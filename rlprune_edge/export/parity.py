@@ -10,17 +10,18 @@ from torch import nn
 
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import host
+from rlprune_edge.inputs import Input, named
 
 TOLERANCE = 1e-3
 """relative to the largest output; fused float32 kernels differ from torch by about 1e-6 of it"""
 
 
-def check(path: Path, module: nn.Module, x: torch.Tensor, *, input_name: str) -> tuple[dict[str, np.ndarray], float]:
+def check(path: Path, module: nn.Module, x: Input) -> tuple[dict[str, np.ndarray], float]:
     """ONNX Runtime's outputs for `x` and their largest absolute difference from torch's.
 
     Raises CandidateError: `output_mismatch` above TOLERANCE, `not_finite` if an output is not a number.
     """
-    got = host.outputs(path, {input_name: x.numpy()})
+    got = host.outputs(path, {name: tensor.numpy() for name, tensor in named(x).items()})
     first = next(iter(got.values()))
     with torch.no_grad():
         expected = module.eval()(x).numpy()

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from rlprune_edge.errors import CandidateError, UserError
+from rlprune_edge.inputs import SINGLE
 
 OPSET = 17
-INPUT = "input"
 OUTPUT = "output"
 
 
@@ -33,7 +33,7 @@ def export(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     part = path.with_suffix(".part")
     noise = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(noise), _quiet("torch.onnx"):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(noise), quiet("torch.onnx"):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module,
@@ -41,23 +41,29 @@ def export(module: nn.Module, example: torch.Tensor, path: Path) -> None:
                 str(part),
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=[INPUT],
+                input_names=[SINGLE],
                 output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+                dynamic_axes={SINGLE: {0: "batch"}, OUTPUT: {0: "batch"}},
             )
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(
-            f"Cannot write {path}: {error.strerror or error}.\nFree some space or choose another folder with --out."
-        ) from error
+        raise disk_error(path, error) from error
     except (RuntimeError, ValueError, TypeError) as error:
         part.unlink(missing_ok=True)
         raise CandidateError("export_failed", f"torch.onnx: {str(error).splitlines()[0]}") from error
 
 
+def disk_error(path: Path, error: OSError) -> UserError:
+    """What to say where a file cannot be written."""
+    return UserError(
+        f"Cannot write {path}: {error.strerror or error}.\nFree some space or choose another folder with --out."
+    )
+
+
 @contextlib.contextmanager
-def _quiet(name: str):  # type: ignore[no-untyped-def]  # contextmanager's own type
+def quiet(name: str):  # type: ignore[no-untyped-def]  # contextmanager's own type
+    """While open, that logger's warnings are not shown."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from rlprune_edge.encoders import Bypassed, view
 from rlprune_edge.errors import CandidateError
+from rlprune_edge.inputs import Input
 from rlprune_edge.prune import graph
 from rlprune_edge.prune.graph import PRODUCERS, CoupledGroup
 from rlprune_edge.prune.importance import Ranking
 from rlprune_edge.prune.space import count_parameters, device_of, replacement
+from rlprune_edge.prune.transformers import parts_of
 from rlprune_edge.records import Plan
 
 
@@ -26,6 +30,8 @@ class Candidate:
     module: nn.Module
     plan: Plan
     parameters: int
+    outputs: dict[str, np.ndarray]
+    """of every layer that lost some: which of the uncut layer's outputs are left"""
 
 
 def apply(model: nn.Module, groups: Sequence[CoupledGroup], ranking: Ranking, plan: Plan) -> Candidate:
@@ -37,47 +43,65 @@ def apply(model: nn.Module, groups: Sequence[CoupledGroup], ranking: Ranking, pl
     small = copy.deepcopy(model).eval()
     modules = dict(small.named_modules())
     doomed: dict[tuple[str, str], set[int]] = defaultdict(set)
+    outputs: dict[str, np.ndarray] = {}
     for group in groups:
         lost = _lost_channels(group, ranking, plan)
         for s in group.slices:
             doomed[(s.layer, s.side)].update(int(p) for p in s.positions[lost[s.channels]])
     for (layer, side), positions in doomed.items():
         if positions:
+            if side == "out" and isinstance(modules[layer], PRODUCERS):
+                outputs[layer] = np.setdiff1d(np.arange(_outputs(modules[layer])), list(positions))
             graph.remove(modules[layer], side, sorted(positions))
-    for name in plan.dropped:
-        small.set_submodule(name, replacement(modules[name]))
-    return Candidate(small, plan, count_parameters(small))
+    seen = view(small)
+    if seen is not None:
+        for part in parts_of(seen, plan.dropped):
+            seen.leave_out(part)
+        seen.settle()
+    else:
+        for name in plan.dropped:
+            small.set_submodule(name, replacement(modules[name]))
+    return Candidate(small, plan, count_parameters(small), outputs)
 
 
 def masked_twin(
     model: nn.Module, groups: Sequence[CoupledGroup], ranking: Ranking, plan: Plan
-) -> Callable[[torch.Tensor], torch.Tensor]:
+) -> Callable[[Input], torch.Tensor]:
     """The uncut model with the plan's channels silenced where they are used, without any surgery.
 
-    Every layer that reads a lost channel reads zero instead; dropped blocks are bypassed by hooks. It shares the
-    weights of `model` and no code with the cutting, so it can testify against it.
+    Every layer that reads a lost channel reads zero instead, a LayerNorm over lost channels normalises the others
+    alone, and dropped blocks are bypassed by hooks. It shares the weights of `model` and no code with the cutting, so
+    it can testify against it.
     """
     modules = dict(model.named_modules())
     silent: dict[str, np.ndarray] = {}
+    normalised: dict[str, np.ndarray] = {}
     for group in groups:
         lost = _lost_channels(group, ranking, plan)
         for s in group.slices:
-            if s.side == "in" and isinstance(modules[s.layer], PRODUCERS) and lost.any():
-                layer = modules[s.layer]
+            layer = modules[s.layer]
+            if s.side == "in" and isinstance(layer, PRODUCERS) and lost.any():
                 size = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
                 mask = silent.setdefault(s.layer, np.ones(int(size), dtype=np.float32))
                 mask[s.positions[lost[s.channels]]] = 0.0
+            elif isinstance(layer, nn.LayerNorm) and lost.any():
+                normalised[s.layer] = s.positions[~lost[s.channels]]
+    seen = view(model)
+    parts = parts_of(seen, plan.dropped) if seen is not None else []
+    blocks = plan.dropped if seen is None else ()
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(x: Input) -> torch.Tensor:
         hooks = []
         training = model.training
         model.eval()
         try:
             for name, mask in silent.items():
                 hooks.append(modules[name].register_forward_pre_hook(_silence(modules[name], mask)))
-            for name in plan.dropped:
+            for name, kept in normalised.items():
+                hooks.append(modules[name].register_forward_hook(_normalise(kept)))
+            for name in blocks:
                 hooks.append(modules[name].register_forward_hook(_bypass(modules[name])))
-            with torch.no_grad():
+            with torch.no_grad(), Bypassed(model, parts):
                 out = model(x)
         finally:
             for hook in hooks:
@@ -94,7 +118,7 @@ def check_against_masked(
     model: nn.Module,
     groups: Sequence[CoupledGroup],
     ranking: Ranking,
-    x: torch.Tensor,
+    x: Input,
     *,
     tolerance: float = 1e-3,
 ) -> float:
@@ -118,6 +142,12 @@ def check_against_masked(
     return difference
 
 
+def _outputs(layer: nn.Module) -> int:
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return len(weight)
+
+
 def _lost_channels(group: CoupledGroup, ranking: Ranking, plan: Plan) -> np.ndarray:
     """Boolean per channel of the group: True where the plan gives it up."""
     lost = np.zeros(group.width, dtype=bool)
@@ -131,6 +161,18 @@ def _silence(layer: nn.Module, mask: np.ndarray):  # type: ignore[no-untyped-def
         shape = [1] * x.dim()
         shape[-1 if isinstance(layer, nn.Linear) else 1] = -1
         return (x * torch.from_numpy(mask).to(x).reshape(shape), *args[1:])
+
+    return hook
+
+
+def _normalise(kept: np.ndarray):  # type: ignore[no-untyped-def]  # torch's hook type
+    def hook(norm: nn.LayerNorm, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+        places = torch.from_numpy(kept).to(out.device)
+        whole = torch.zeros_like(out)
+        whole[..., places] = F.layer_norm(
+            args[0][..., places], (len(kept),), norm.weight[places], norm.bias[places], norm.eps
+        )
+        return whole
 
     return hook
 

@@ -15,17 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlprune_edge.encoders import view
+
 
 class FeatureMatch:
     """A context manager that watches the outputs of the blocks that two networks share, by name."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Blocks are the modules made of others; where a network has none, its layers."""
+        """Blocks are an encoder's layers (their hidden states), else the modules made of others, else the layers."""
         theirs = dict(teacher.named_modules())
+        encoder = view(student)
         shared = [(name, module) for name, module in student.named_modules() if name and name in theirs]
         blocks = [name for name, module in shared if _is_block(module) and _is_block(theirs[name])]
         layers = [name for name, module in shared if type(module) is type(theirs[name]) and not _is_block(module)]
-        self._names = blocks or layers
+        self._names = (encoder.layer_names() if encoder is not None else blocks) or layers
         self._networks = {"student": dict(student.named_modules()), "teacher": theirs}
         self._seen: dict[tuple[str, str], torch.Tensor] = {}
         self._hooks: list[Any] = []
@@ -45,6 +48,8 @@ class FeatureMatch:
 
     def _keep(self, side: str, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001 - as torch calls it
+            if isinstance(output, tuple):
+                output = output[0]
             if isinstance(output, torch.Tensor) and output.is_floating_point():
                 self._seen[side, name] = output
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from rlprune_edge.errors import UserError
+from rlprune_edge.inputs import Input
 
 PRODUCERS = (nn.Conv2d, nn.Conv1d, nn.Linear)
 
@@ -45,6 +46,7 @@ class CoupledGroup:
     name: str
     width: int
     slices: tuple[Slice, ...]
+    unit: str = "channel"
 
     def layers(self, side: str, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
         """Convolutions and linear layers that have these channels on the given side, trained ones only."""
@@ -60,7 +62,7 @@ def is_trained(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters(recurse=False))
 
 
-def find_groups(model: nn.Module, example: torch.Tensor) -> tuple[tuple[CoupledGroup, ...], tuple[str, ...]]:
+def find_groups(model: nn.Module, example: Input) -> tuple[tuple[CoupledGroup, ...], tuple[str, ...]]:
     """Groups of coupled channels in the order of the network, and why other layers are left alone.
 
     `example` is one input, [1, ...]. Groups whose channels are the model's own outputs (heads, classifiers) are never
@@ -127,7 +129,7 @@ def _read_group(
     return CoupledGroup(name, width, tuple(ordered)), ""
 
 
-def layers_in_order(model: nn.Module, example: torch.Tensor) -> list[str]:
+def layers_in_order(model: nn.Module, example: Input) -> list[str]:
     """Names of all leaf modules in the order in which they run on `example`."""
     seen: list[str] = []
 
@@ -139,7 +141,7 @@ def layers_in_order(model: nn.Module, example: torch.Tensor) -> list[str]:
     return list(dict.fromkeys(seen))
 
 
-def run_once(model: nn.Module, example: torch.Tensor, hooks: Sequence[RemovableHandle]) -> None:
+def run_once(model: nn.Module, example: Input, hooks: Sequence[RemovableHandle]) -> None:
     """Run the model on `example` for the sake of its hooks, and take them off again whatever happens."""
     try:
         with torch.no_grad():

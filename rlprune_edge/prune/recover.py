@@ -9,22 +9,29 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from rlprune_edge.errors import UserError
+from rlprune_edge.inputs import Input
+from rlprune_edge.precision import mixed
 from rlprune_edge.prune.features import FeatureMatch
 from rlprune_edge.prune.space import device_of
 
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Batches = Iterable[tuple[Input, Any]]
+Loss = Callable[[torch.Tensor, Any], torch.Tensor]
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> bool:
+def has_batchnorm(model: nn.Module) -> bool:
+    return any(isinstance(m, NORMS) for m in model.modules())
+
+
+def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Input]) -> bool:
     """Replace BatchNorm statistics by those of the cut network on `inputs` (batches [N, ...]); False if it has none.
 
     Cutting shifts the statistics of what is left; without this the accuracy of a cut network says little about what
@@ -69,6 +76,8 @@ class FineTuning:
     """share of the teacher's loss; the labels have the rest"""
     feature_weight: float = 0.0
     """weight of the difference between the two networks' features (see `features`), beside those two; 0: none"""
+    mixed_precision: bool = False
+    """layers compute in bfloat16 where the processor does so itself"""
     feature_share: float = 0.6
     """share of the training after which that weight has fallen to 0: first the features, then what they are for"""
 
@@ -117,11 +126,12 @@ def fine_tune(
         with _matched(student, teacher, settings) as features:
             step = number * steps_per_epoch
             for x, y in ((x.to(device), y.to(device)) for x, y in epoch_batches(number)):
-                out = student(x)
+                with mixed(device, wanted=settings.mixed_precision):
+                    out = student(x).float()
                 value = loss(out, y)
                 if teacher is not None:
-                    with torch.no_grad():
-                        guide = teacher(x)
+                    with torch.no_grad(), mixed(device, wanted=settings.mixed_precision):
+                        guide = teacher(x).float()
                     share = settings.distillation_weight
                     value = (1 - share) * value + share * distillation_loss(out, guide, settings.temperature)
                 weight = settings.feature_weight * max(0.0, 1 - step / (settings.feature_share * total))
@@ -191,10 +201,13 @@ def _restore(
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Divergence of the softened class distributions [N, classes], scaled by T^2 so that gradients keep their size."""
+    """Divergence of the softened class distributions, scaled by T^2 so that gradients keep their size.
+
+    Outputs are [N, classes], or [N, frames, classes] of which every frame counts as an example.
+    """
     return F.kl_div(
-        F.log_softmax(student / temperature, dim=-1),
-        F.log_softmax(teacher / temperature, dim=-1),
+        F.log_softmax(student.flatten(0, -2) / temperature, dim=-1),
+        F.log_softmax(teacher.flatten(0, -2) / temperature, dim=-1),
         reduction="batchmean",
         log_target=True,
     ) * (temperature**2)

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from rlprune_edge.encoders import view
+from rlprune_edge.inputs import Input
+from rlprune_edge.prune import transformers
 from rlprune_edge.prune.graph import PRODUCERS, CoupledGroup, is_trained, layers_in_order, run_once
+from rlprune_edge.prune.transformers import NestedBlock
 from rlprune_edge.records import Block, Group, Op, PruningSpace
 
 
-def build(model: nn.Module, example: torch.Tensor, groups: Sequence[CoupledGroup]) -> PruningSpace:
+def build(model: nn.Module, example: Input, groups: Sequence[CoupledGroup]) -> PruningSpace:
     """Describe all that can be cut from `model`; `example` is one real input, [1, ...].
 
     Every group offers its full width only: which others pay is for a board's measured table to say.
     """
     order = {name: i for i, name in enumerate(layers_in_order(model, example))}
     modules = dict(model.named_modules())
-    removable = find_blocks(model, example)
+    removable = removable_blocks(model, example)
     ops = _ops(model, example, groups, removable)
     last = max(1, len(order) - 1)
-
-    def block_of(names: Sequence[str]) -> str | None:
-        return next((b for b in removable if all(n.startswith(b + ".") for n in names)), None)
+    inside = {b.name: sum(count_parameters(modules[prefix]) for prefix in b.prefixes) for b in removable if not b.parts}
 
     described = tuple(
         Group(
@@ -34,22 +36,42 @@ def build(model: nn.Module, example: torch.Tensor, groups: Sequence[CoupledGroup
             levels=(g.width,),
             producers=g.layers("out", modules),
             consumers=g.layers("in", modules),
-            block=block_of([s.layer for s in g.slices]),
-            depth=order[g.name] / last,
+            block=_block_of(removable, *(s.layer for s in g.slices)),
+            depth=order[g.slices[0].layer if g.name not in order else g.name] / last,
             parameters=_parameters_of(g, modules),
+            unit=g.unit,
         )
         for g in groups
     )
     blocks = tuple(
         Block(
-            name=name,
-            depth=min((i for n, i in order.items() if n.startswith(name + ".")), default=0) / last,
-            parameters=count_parameters(modules[name]),
-            ops=tuple(op.name for op in ops if op.block == name),
+            name=b.name,
+            depth=min((i for n, i in order.items() if _within(n, b)), default=0) / last,
+            parameters=sum(inside[part] for part in b.parts) if b.parts else inside[b.name],
+            ops=tuple(op.name for op in ops if op.block == b.name or op.block in b.parts),
+            parts=b.parts,
         )
-        for name in removable
+        for b in removable
     )
     return PruningSpace(groups=described, blocks=blocks, ops=ops, parameters=count_parameters(model))
+
+
+def removable_blocks(model: nn.Module, example: Input) -> list[NestedBlock]:
+    """All blocks that can be removed, in the order of the network."""
+    seen = view(model)
+    if seen is not None:
+        return transformers.find_blocks(seen)
+    assert isinstance(example, torch.Tensor)
+    return [NestedBlock(name, (name,)) for name in find_blocks(model, example)]
+
+
+def _within(name: str, block: NestedBlock) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in block.prefixes)
+
+
+def _block_of(blocks: Sequence[NestedBlock], *names: str) -> str | None:
+    """The smallest block that holds all these layers; of nested ones the parts come first."""
+    return next((b.name for b in blocks if all(_within(n, b) for n in names)), None)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -62,8 +84,8 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def count_macs(model: nn.Module, example: torch.Tensor) -> int:
-    """Multiply-accumulates of one inference in convolutions and linear layers, counted while it runs."""
+def count_macs(model: nn.Module, example: Input) -> int:
+    """Multiply-accumulates of one inference in convolutions, linear layers and attention, counted while it runs."""
     return sum(op.macs for op in _ops(model, example.to(device_of(model)), (), ()))
 
 
@@ -130,7 +152,7 @@ def _parameters_of(group: CoupledGroup, modules: dict[str, nn.Module]) -> int:
 
 
 def _ops(
-    model: nn.Module, example: torch.Tensor, groups: Sequence[CoupledGroup], blocks: Sequence[str]
+    model: nn.Module, example: Input, groups: Sequence[CoupledGroup], blocks: Sequence[NestedBlock]
 ) -> tuple[Op, ...]:
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
 
@@ -160,7 +182,7 @@ def _ops(
             "in_group": out_group if depthwise else group_at(name, "in"),
             "out_group": out_group,
             # a fixed shortcut stays when its block is removed
-            "block": next((b for b in blocks if name.startswith(b + ".") and is_trained(layer)), None),
+            "block": _block_of(blocks, name) if is_trained(layer) else None,
         }
         if isinstance(layer, nn.Linear):
             rows = math.prod(x[1:-1])
@@ -178,13 +200,14 @@ def _ops(
                     in_hw=(rows, 1),
                     out_hw=(rows, 1),
                     in_repeat=layer.in_features // width[fed_by] if fed_by else 1,
+                    out_repeat=layer.out_features // width[out_group] if out_group else 1,
                     **common,  # type: ignore[arg-type]
                 )
             )
         else:
             ops.append(
                 Op(
-                    kind="conv",
+                    kind="conv1d" if isinstance(layer, nn.Conv1d) else "conv",
                     in_channels=layer.in_channels,
                     out_channels=layer.out_channels,
                     kernel=_pair(layer.kernel_size),
@@ -197,7 +220,37 @@ def _ops(
                     **common,  # type: ignore[arg-type]
                 )
             )
-    return tuple(ops)
+    return (*ops, *_attention_ops(model, shapes, width, blocks))
+
+
+def _attention_ops(
+    model: nn.Module,
+    shapes: Mapping[str, tuple[torch.Size, torch.Size]],
+    width: Mapping[str, int],
+    blocks: Sequence[NestedBlock],
+) -> Iterator[Op]:
+    """Both matrix products of every attention: each head compares all pairs of rows and mixes as many."""
+    for layer in transformers.attention_layers(model):
+        x, y = shapes[layer.query]
+        heads, rows = y[-1] // layer.head_size, x[-2]
+        group = f"{layer.name}.heads" if f"{layer.name}.heads" in width else None
+        yield Op(
+            name=f"{layer.name}.attention",
+            kind="attention",
+            in_channels=heads * 2 * layer.head_size,
+            out_channels=heads,
+            kernel=(1, 1),
+            stride=(1, 1),
+            padding=(0, 0),
+            dilation=(1, 1),
+            conv_groups=heads,
+            in_hw=(rows, 1),
+            out_hw=(rows, rows),
+            in_group=group,
+            out_group=group,
+            block=_block_of(blocks, layer.query),
+            in_repeat=2 * layer.head_size,
+        )
 
 
 def _padding(layer: nn.Conv1d | nn.Conv2d) -> object:

@@ -34,6 +34,13 @@ class SpaceArrays:
         self._out: Ints = np.array([op.out_channels for op in ops], dtype=np.int64)
         self._kernel: Ints = np.array([op.kernel[0] * op.kernel[1] for op in ops], dtype=np.int64)
         self._in_repeat: Ints = np.array([op.in_repeat for op in ops], dtype=np.int64)
+        self._out_repeat: Ints = np.array([op.out_repeat for op in ops], dtype=np.int64)
+        self._weighty: Bools = np.array([op.kind != "attention" for op in ops], dtype=np.bool_)
+        names = [b.name for b in space.blocks]
+        self.parts: Bools = np.array([[n in b.parts for n in names] for b in space.blocks], dtype=np.bool_).reshape(
+            len(names), len(names)
+        )
+        """[block, block]: whether the second is a part of the first"""
         self._pixels: Ints = np.array([op.out_hw[0] * op.out_hw[1] for op in ops], dtype=np.int64)
         widths, dropped = self.encode(space.uncut())
         self.full_macs = float(self.op_macs(widths, dropped).sum())
@@ -61,17 +68,33 @@ class SpaceArrays:
         padded = np.concatenate([dropped, np.zeros((len(dropped), 1), dtype=np.bool_)], axis=1)
         return ~padded[:, self.op_block]
 
+    def removed(self, dropped: Bools, block: int) -> Bools:
+        """`dropped` [blocks] once this block goes, too: with its parts, and with a layer that has no part left."""
+        row: Bools = np.asarray(dropped | self.parts[block], dtype=np.bool_)
+        row[block] = True
+        emptied: Bools = self.parts.any(axis=1) & ~(self.parts & ~row).any(axis=1)
+        return row | emptied
+
+    def restored(self, dropped: Bools, block: int) -> Bools:
+        """`dropped` [blocks] once this block is back: with its parts, and the layer it is a part of."""
+        row: Bools = dropped & ~self.parts[block] & ~self.parts[:, block]
+        row[block] = False
+        return row
+
     def op_weights(self, widths: Ints, dropped: Bools) -> Floats:
-        """Weights of every op (biases and normalisation left out): [plans, ops]."""
-        n_in = self._channels(widths, self.op_in, self._in // self._in_repeat) * self._in_repeat
-        n_out = self._channels(widths, self.op_out, self._out)
-        per_output = np.where(self.op_grouped, np.maximum(1, n_in // self._conv_groups), n_in)
-        counts = (n_out * per_output * self._kernel).astype(np.float64)
-        return counts * self.kept_ops(dropped)
+        """Weights of every op (biases and normalisation left out; attention's products have none): [plans, ops]."""
+        return self._per_pixel(widths, dropped) * self._weighty
 
     def op_macs(self, widths: Ints, dropped: Bools) -> Floats:
         """Multiply-accumulates of every op at batch 1: [plans, ops]; rows add up to `PruningSpace.macs`."""
-        return self.op_weights(widths, dropped) * self._pixels
+        return self._per_pixel(widths, dropped) * self._pixels
+
+    def _per_pixel(self, widths: Ints, dropped: Bools) -> Floats:
+        n_in = self._channels(widths, self.op_in, self._in // self._in_repeat) * self._in_repeat
+        n_out = self._channels(widths, self.op_out, self._out // self._out_repeat) * self._out_repeat
+        per_output = np.where(self.op_grouped, np.maximum(1, self._in // self._conv_groups), n_in)
+        counts = (n_out * per_output * self._kernel).astype(np.float64)
+        return counts * self.kept_ops(dropped)
 
     def _channels(self, widths: Ints, group: Ints, full: Ints) -> Ints:
         if not len(self.full):

@@ -33,7 +33,8 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
                       passes
 
     `action_masks()` says which are possible: not a group at its last width or in a removed block, not a block already
-    removed; doing nothing always is. An impossible action changes nothing and costs a step.
+    removed or begun (a layer without one of its parts); doing nothing always is. An impossible action changes nothing
+    and costs a step.
 
     Observation: `Box(0, 1, float32)`, see `observation.py`; with a prior followed by `1 + logit / FLOOR` per action.
 
@@ -89,6 +90,8 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.action_space = gym.spaces.Discrete(self._groups + self._blocks + 1)
         length = observation.size(self._groups, self._blocks) + (int(self.action_space.n) if self.prior else 0)
         self.observation_space = gym.spaces.Box(0.0, 1.0, (length,), dtype=np.float32)
+        self._steps = 0
+        self._dropped: Bools = np.zeros(self._blocks, dtype=np.bool_)
         self._start()
         self.mean_episode = _mean_random_episode(self)
         """steps of an episode of the random policy, predicted"""
@@ -122,7 +125,9 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         """Which actions are possible now: bool [groups + blocks + 1]."""
         a = self.model.arrays
         gone = (a.block_of_group >= 0) & np.append(self._dropped, False)[a.block_of_group]
-        return np.concatenate([(self._level < self._last_level) & ~gone, ~self._dropped, [True]])
+        # what is left of a layer without one of its parts is the other part: that has an action of its own
+        begun = (a.parts & self._dropped).any(axis=1)
+        return np.concatenate([(self._level < self._last_level) & ~gone, ~self._dropped & ~begun, [True]])
 
     # ------------------------------------------------------------ for the searchers
 
@@ -134,7 +139,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
             if action < self._groups:
                 self._level[action] += 1
             else:
-                self._dropped[action - self._groups] = True
+                self._dropped = self.model.arrays.removed(self._dropped, action - self._groups)
         if self.limits.hard:
             widths, dropped = self._state()
             if self.limits.met(self.model, widths[None], dropped[None])[0]:
@@ -176,7 +181,8 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         rows = 1 + self._groups + self._blocks
         w, d = np.tile(widths, (rows, 1)), np.tile(dropped, (rows, 1))
         w[1 + np.arange(self._groups), np.arange(self._groups)] = next_widths
-        d[1 + self._groups + np.arange(self._blocks), np.arange(self._blocks)] = True
+        for block in range(self._blocks):
+            d[1 + self._groups + block] = self.model.arrays.removed(dropped, block)
         ms = self.model.predict_many(w, d)
         weights = self.model.arrays.op_weights(w, d).sum(axis=1)
         seen = self._observer.vector(

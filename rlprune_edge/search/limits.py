@@ -58,9 +58,7 @@ def filled(plan: Plan, model: LatencyModel, limits: Limits, *, prior: Prior | No
                 row[i] = level
                 wider.append((row, dropped))
         for b in np.flatnonzero(dropped):
-            row = dropped.copy()
-            row[b] = False
-            wider.append((widths, row))
+            wider.append((widths, arrays.restored(dropped, int(b))))
         if not wider:
             break
         w, d = np.stack([row for row, _ in wider]), np.stack([row for _, row in wider])

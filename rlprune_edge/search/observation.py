@@ -61,7 +61,8 @@ class Observer:
         self._block_depth = np.array([b.depth for b in space.blocks])
         g, b = np.arange(len(space.groups)), np.arange(len(space.blocks))
         self._ops_of_group = (arrays.op_in[None, :] == g[:, None]) | (arrays.op_out[None, :] == g[:, None])
-        self._ops_of_block = arrays.op_block[None, :] == b[:, None]
+        own = arrays.op_block[None, :] == b[:, None]
+        self._ops_of_block = own | (arrays.parts @ own)
 
     def vector(
         self,

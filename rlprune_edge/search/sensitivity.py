@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune_edge.records import Plan, PruningSpace
-from rlprune_edge.search.arrays import Bools, Floats, Ints
+from rlprune_edge.search.arrays import Bools, Floats, Ints, SpaceArrays
 
 STRENGTH = 4.0
 """how sharply the prior prefers the better step at first: probabilities go with (cost per millisecond) ** -STRENGTH"""
@@ -61,6 +61,7 @@ class Prior:
             self._group_cost[i, : group.width + 1] = _curve(group.width, sensitivity.groups.get(group.name, {}))
         self.temperature = 1.0
         self._block_cost = np.array([max(0.0, sensitivity.blocks.get(b.name, 0.0)) for b in space.blocks])
+        self._parts = SpaceArrays(space).parts
 
     def heat(self) -> None:
         """A known plan was proposed: look further away."""
@@ -94,7 +95,9 @@ class Prior:
         rows = np.arange(widths.shape[1])
         gone = (block_of_group >= 0) & np.append(dropped, np.zeros((len(dropped), 1), bool), axis=1)[:, block_of_group]
         by_group = np.where(gone, 0.0, self._group_cost[rows, widths]).sum(axis=1)
-        return np.asarray(by_group + dropped @ self._block_cost, dtype=np.float64)
+        # a whole layer was probed as such: its parts do not count again
+        outermost = dropped & ~(dropped @ self._parts)
+        return np.asarray(by_group + outermost @ self._block_cost, dtype=np.float64)
 
 
 def _curve(width: int, probed: Mapping[int, float]) -> Floats:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -36,16 +37,26 @@ TASKS = {
         "rlprune_edge.tasks.images:Cifar10Task",
         "CIFAR-10 photographs from the hub or --data DIR; ResNet-20/32/44/56 and ResNet-50",
     ),
+    "imdb": Entry(
+        "rlprune_edge.tasks.text:ImdbTask",
+        "film reviews from the hub, or any labelled texts in --data DIR; BERT, DistilBERT and the like",
+    ),
+    "toy-text": Entry(
+        "rlprune_edge.tasks.toy_text:ToyTextTask",
+        "generated reviews and a tiny BERT that is trained here in a minute; needs no network",
+    ),
 }
 
 # What `load_task` looks for on the object that a user's factory returns.
 CONTRACT = ("name", "metric", "preprocessing", "chance_loss")
 
 
-def load_task(name_or_spec: str, *, data: str | None, seed: int, cache_dir: Path) -> Task:
+def load_task(name_or_spec: str, *, data: str | None, seed: int, cache_dir: Path, **options: Any) -> Task:
     """The task called so. `data`: a folder or hub id; of `data`, `seed`, `cache_dir` a factory gets those it names.
 
-    Raises UserError for an unknown name, a factory that cannot be found or fails, and for what is no task.
+    `options`: what only some tasks take (`max_length`, `sequence_length`, `audio_seconds`, `training`); `None`: not
+    asked for. Raises UserError for an unknown name, an option that the task does not take, a factory that cannot be
+    found or fails, and for what is no task.
     """
     if name_or_spec in TASKS:
         spec = TASKS[name_or_spec].spec
@@ -61,7 +72,12 @@ def load_task(name_or_spec: str, *, data: str | None, seed: int, cache_dir: Path
     factory = _find(spec, "--task")
     if data is not None and not _accepts(factory, "data"):
         raise UserError(f"Task {name_or_spec} brings its own data and takes no --data.")
-    made = _call(factory, spec, {"data": data, "seed": seed, "cache_dir": cache_dir})
+    asked = {name: value for name, value in options.items() if value is not None}
+    for name, value in asked.items():
+        if not _accepts(factory, name):
+            flag = f"train-{next(iter(value))}" if name == "training" else name
+            raise UserError(f"Task {name_or_spec} takes no --{flag.replace('_', '-')}.")
+    made = _call(factory, spec, {"data": data, "seed": seed, "cache_dir": cache_dir, **asked})
 
     from rlprune_edge.tasks.task import Task
 
@@ -74,6 +90,12 @@ def load_task(name_or_spec: str, *, data: str | None, seed: int, cache_dir: Path
     if absent:
         raise UserError(f"The task that {spec} returned lacks {', '.join(absent)}; set them in {type(made).__name__}.")
     return made
+
+
+def is_factory(name: str, task: Task) -> bool:
+    """Whether a model's name is a user's own `package.module:factory`, and not one of the task's with a word behind."""
+    base, _, how = name.partition(":")
+    return bool(how) and base not in task.model_names and not re.fullmatch(r"untrained|train(=.*)?", how)
 
 
 def load_own_model(spec: str, *, task: Task, weights: Path | None, seed: int, cache_dir: Path) -> LoadedModel:

@@ -21,16 +21,19 @@ from torch import Tensor
 from rlprune_edge.errors import UserError
 
 IMAGE_COLUMNS = ("img", "image")
+TEXT_COLUMNS = ("text", "sentence", "review")
 
 
-def open_splits(where: str, *, config: str | None = None) -> Mapping[str, datasets.Dataset]:
+def open_splits(where: str, *, config: str | None = None, option: str = "--data") -> Mapping[str, datasets.Dataset]:
     """The splits of a data set by name. `where`: a folder, or an id on the hub such as `uoft-cs/cifar10`.
 
-    Raises UserError if the folder holds no data set or the hub cannot be asked.
+    `option`: what the user wrote `where` behind, for the messages. Raises UserError if the folder holds no data set or the hub cannot be asked.
     """
     folder = Path(where).expanduser()
     if not folder.is_dir() and (where.startswith(("/", ".", "~")) or where.count("/") > 1):
-        raise UserError(f"There is no data folder {where} (--data takes a folder or the id of a data set on the hub).")
+        raise UserError(
+            f"There is no data folder {where} ({option} takes a folder or the id of a data set on the hub)."
+        )
     try:
         with _quiet():
             found: Mapping[str, datasets.Dataset] = datasets.load_dataset(
@@ -45,7 +48,7 @@ def open_splits(where: str, *, config: str | None = None) -> Mapping[str, datase
             ) from error
         raise UserError(
             f"The data set {where} is not a folder here and could not be fetched from the hub ({reason}). "
-            "With a local copy in the same layout: --data DIR."
+            f"With a local copy in the same layout: {option} DIR."
         ) from error
     return found
 
@@ -77,12 +80,45 @@ def image_column(split: datasets.Dataset, where: str) -> str:
     return column
 
 
+def text_column(split: datasets.Dataset, where: str) -> str:
+    """The column that holds the texts. Raises UserError if the data set is not one of labelled texts."""
+    column = next(
+        (
+            name
+            for name in TEXT_COLUMNS
+            if getattr(split.features.get(name), "dtype", None) in ("string", "large_string")
+        ),
+        None,
+    )
+    if column is None or "label" not in split.features:
+        raise UserError(
+            f"{where} is no data set of labelled texts: it has the columns {', '.join(split.column_names)}; "
+            "expected are `text`, `sentence` or `review` (strings) and `label` (class numbers)."
+        )
+    return column
+
+
+def texts(split: datasets.Dataset, column: str, where: str) -> list[str]:
+    """All texts of a column. Raises UserError if one is missing."""
+    found = list(split[column])
+    missing = [row for row, text in enumerate(found) if not isinstance(text, str)]
+    if missing:
+        raise UserError(f"{where}: the column `{column}` has no text in row {missing[0]} ({len(missing)} such rows).")
+    return found
+
+
+def is_labelled(split: datasets.Dataset) -> bool:
+    """Whether every example has a class number; hidden labels are stored as -1 on the hub."""
+    values = np.asarray(split["label"]) if "label" in split.features else np.empty(0)
+    return values.dtype.kind in "iu" and len(values) > 0 and values.min() >= 0
+
+
 def class_labels(split: datasets.Dataset, where: str) -> tuple[Tensor, list[str]]:
     """Class numbers [N] and the names of the classes. Raises UserError if labels are missing or no numbers."""
     feature = split.features["label"]
     values = np.asarray(split["label"])
     if values.dtype.kind not in "iu" or len(values) == 0 or values.min() < 0:
-        raise UserError(f"{where}: the column `label` must hold a class number from 0 up for every image.")
+        raise UserError(f"{where}: the column `label` must hold a class number from 0 up for every example.")
     targets = torch.from_numpy(values.astype(np.int64))
     names = getattr(feature, "names", None) or [str(i) for i in range(int(targets.max()) + 1)]
     return targets, list(names)

@@ -15,8 +15,9 @@ from rlprune_edge.errors import UserError
 from rlprune_edge.records import MetricSpec
 from rlprune_edge.tasks import hub
 from rlprune_edge.tasks import weights as weight_files
-from rlprune_edge.tasks.arrays import InMemoryTask, guessing_loss, mirrored, shifted, split_by_class
+from rlprune_edge.tasks.arrays import InMemoryTask, guessing_loss, mirrored, shifted
 from rlprune_edge.tasks.resnet import CIFAR_DEPTHS, cifar_resnet, depth_of, fixed_names
+from rlprune_edge.tasks.splits import four_splits
 from rlprune_edge.tasks.task import LoadedModel, Progress, Recipe
 from rlprune_edge.tasks.torchvision_models import resnet50
 from rlprune_edge.tasks.training import Training, train_once
@@ -25,10 +26,6 @@ HUB_ID = "uoft-cs/cifar10"
 SIZE = (32, 32)
 # The constants that the published CIFAR ResNets were trained with (they are ImageNet's).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-CARVED = 2000
-"""images taken from train for search, and as many for validation, where the data set has no validation split"""
-SPLIT_SEED = 0
 
 # He et al. 2015, section 4.2, with their step schedule replaced by a cosine; they train for about 164 epochs.
 TRAINING = Training(epochs=30, batch_size=128, learning_rate=0.1, weight_decay=1e-4)
@@ -71,19 +68,16 @@ class Cifar10Task(InMemoryTask):
             "formula": "(raw * scale - mean) / std",
         }
         self.where = data or HUB_ID
-        found = hub.open_splits(self.where)
-        absent = [split for split in ("train", "test") if split not in found]
-        if absent:
-            raise UserError(
-                f"{self.where} has no split {' and no split '.join(absent)}; it has {', '.join(found)}. "
-                "Expected are train and test, and validation if there is one."
-            )
-        self.column = hub.image_column(found["train"], self.where)
-        targets, self.labels = hub.class_labels(found["train"], self.where)
+        self._rows, note = four_splits(hub.open_splits(self.where), self._classes, self.where, noun="images")
+        self.column = hub.image_column(self._rows["train"], self.where)
+        _, self.labels = hub.class_labels(self._rows["train"], self.where)
         self.chance_loss = guessing_loss(len(self.labels))
-        self._rows, note = _split(found, targets, self.where)
         self.notes = (note,)
         self._decoded: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _classes(self, rows: Any) -> Tensor:
+        hub.image_column(rows, self.where)  # says what is wrong where there are no labels
+        return hub.class_labels(rows, self.where)[0]
 
     def size(self, split: str) -> int:
         return len(self._rows[split])
@@ -175,36 +169,6 @@ class Cifar10Task(InMemoryTask):
         if base == "resnet50-imagenet-stem":
             notes = (*notes, "ImageNet stem: the first two layers shrink a 32x32 image to 8x8")
         return LoadedModel(module.eval(), base, description, source, notes, licence)
-
-
-def _split(found: Mapping[str, Any], targets: Tensor, where: str) -> tuple[dict[str, Any], str]:
-    """The four splits as rows of the data set, and what to say about them; `targets` are the classes of train."""
-    if "validation" in found:
-        classes, _ = hub.class_labels(found["validation"], where)
-        search, validation = split_by_class(classes, (0.5,), seed=SPLIT_SEED)
-        rows = {
-            "train": found["train"],
-            "search": found["validation"].select(search.tolist()),
-            "validation": found["validation"].select(validation.tolist()),
-        }
-        note = (
-            f"the data set's own validation split steers the search ({len(search)} images) and the choice between "
-            f"finalists (the other {len(validation)}); the test split was read for the final figures only"
-        )
-    else:
-        share = min(CARVED / len(targets), 0.1)
-        search, validation, train = split_by_class(targets, (share, share), seed=SPLIT_SEED)
-        rows = {
-            "train": found["train"].select(train.tolist()),
-            "search": found["train"].select(search.tolist()),
-            "validation": found["train"].select(validation.tolist()),
-        }
-        note = (
-            f"the data set has no validation split: {len(search)} training images steer the search and "
-            f"{len(validation)} the choice between finalists. Weights that were trained on all of train saw these "
-            "images, which makes figures on both parts optimistic; the test split was read for the final figures only"
-        )
-    return {**rows, "test": found["test"]}, note
 
 
 def _epochs(how: str) -> int | None:

@@ -46,6 +46,8 @@ class Recipe:
     distillation_temperature: float = 4.0
     distillation_weight: float = 0.9
     """share of the loss that comes from the uncut model's outputs, 0 to 1"""
+    mixed_precision: bool = False
+    """in bfloat16 where the processor multiplies that itself"""
     feature_weight: float = 0.0
     """above 0: what is left of a cut network first learns the uncut one's features (rlprune_edge/prune/features.py)"""
 
@@ -97,6 +99,10 @@ class Task(ABC):
     """what every figure of the metric is subject to, e.g. `texts cut to 256 tokens`"""
     bundle_files: Mapping[str, bytes] = {}
     """what an app needs beside the model, such as a tokenizer: name in the bundle -> content"""
+    bundle_extra: Mapping[str, Any] = {}
+    """what the bundle's manifest says about them"""
+    model_files: Mapping[str, bytes] = {}
+    """what a network's own folder needs to be loaded again, such as the tokenizer's files"""
 
     @abstractmethod
     def size(self, split: str) -> int:

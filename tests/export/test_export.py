@@ -12,6 +12,7 @@ from torch import nn
 
 from rlprune_edge.errors import CandidateError, UserError
 from rlprune_edge.export import host, onnx_graph, parity, torch_export
+from rlprune_edge.export import probes as width_probes
 from rlprune_edge.prune import graph
 from rlprune_edge.prune import space as spaces
 from rlprune_edge.records import OnnxArtifact, PruningSpace
@@ -118,7 +119,7 @@ def test_a_file_that_is_no_onnx_is_not_described(tmp_path: Path, data: bytes) ->
 def test_onnx_runtime_and_torch_agree_whatever_the_batch(
     network: nn.Module, x: torch.Tensor, exported: Path, batch: int
 ) -> None:
-    outputs, difference = parity.check(exported, network, x[:batch], input_name="input")
+    outputs, difference = parity.check(exported, network, x[:batch])
     assert outputs["output"].shape == (batch, 10)
     with torch.no_grad():
         expected = network(x[:batch]).numpy()
@@ -130,7 +131,7 @@ def test_a_network_that_changed_after_its_export_is_caught(network: nn.Module, x
     with torch.no_grad():
         changed.get_parameter("linear.bias")[3] += 0.05
     with pytest.raises(CandidateError, match=r"differs from torch by 0\.05") as raised:
-        parity.check(exported, changed, x, input_name="input")
+        parity.check(exported, changed, x)
     assert raised.value.kind == "output_mismatch"
 
 
@@ -143,7 +144,7 @@ def test_outputs_that_are_no_numbers_are_caught(
         broken.get_parameter("linear.bias")[0] = value
     torch_export.export(broken, x[:1], tmp_path / "broken.onnx")
     with pytest.raises(CandidateError) as raised:
-        parity.check(tmp_path / "broken.onnx", broken, x, input_name="input")
+        parity.check(tmp_path / "broken.onnx", broken, x)
     assert raised.value.kind == "not_finite"
 
 
@@ -168,22 +169,23 @@ def widths(space: PruningSpace) -> dict[str, tuple[int, ...]]:
 
 
 def test_there_is_one_kind_of_probe_for_each_geometry_and_every_width_is_there(space: PruningSpace) -> None:
-    probes = onnx_graph.probes(space, widths(space))
-    assert sorted(name for names, _ in probes for name in names) == sorted(g.name for g in space.groups)
-    kinds = [set(names) for names, _ in probes]
+    probes = width_probes.probes(space, widths(space))
+    assert sorted(name for probe in probes for name in probe.groups) == sorted(g.name for g in space.groups)
+    kinds = [set(probe.groups) for probe in probes]
     assert {"layer1.0.conv1", "layer1.1.conv1", "layer1.2.conv1"} <= kinds[0]
     assert {"layer2.0.conv1"} in kinds, "with stride 2 and half the inputs it is a kind of its own"
     assert len(probes) == 5
-    for names, by_width in probes:
-        assert list(by_width) == list(widths(space)[names[0]])
+    for probe in probes:
+        assert list(probe.models) == list(widths(space)[probe.groups[0]])
+        assert probe.scale == 1.0
 
 
 def test_every_probe_runs_and_a_wider_one_has_more_weights(space: PruningSpace, tmp_path: Path) -> None:
     path = tmp_path / "probe.onnx"
-    for _, by_width in onnx_graph.probes(space, widths(space)):
-        sizes = [len(by_width[n]) for n in sorted(by_width)]
+    for probe in width_probes.probes(space, widths(space)):
+        sizes = [len(probe.models[n]) for n in sorted(probe.models)]
         assert sizes == sorted(set(sizes))
-        for data in by_width.values():
+        for data in probe.models.values():
             path.write_bytes(data)
             artifact = onnx_graph.describe(path, max_difference=0.0)
             feed = np.ones([n or 1 for n in artifact.inputs[0].shape], dtype=np.float32)
@@ -194,4 +196,4 @@ def test_every_probe_runs_and_a_wider_one_has_more_weights(space: PruningSpace, 
 
 
 def test_probes_are_the_same_bytes_again(space: PruningSpace) -> None:
-    assert onnx_graph.probes(space, widths(space)) == onnx_graph.probes(space, widths(space))
+    assert width_probes.probes(space, widths(space)) == width_probes.probes(space, widths(space))

@@ -55,7 +55,7 @@ def test_a_table_without_the_full_width_is_refused() -> None:
         levels_of({48: 1.0})
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 7, 12, 16, 64, 100, 512, 3072])
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 12, 16, 64, 100, 512, 1279])
 def test_probed_widths_are_unique_ordered_and_hold_the_grid_and_its_blocks(width: int) -> None:
     widths = candidate_widths(width)
     assert widths[0] == width
@@ -65,3 +65,14 @@ def test_probed_widths_are_unique_ordered_and_hold_the_grid_and_its_blocks(width
     for n in grid(width):
         for block in (4, 8, 16):
             assert n < block or n // block * block in widths
+
+
+def test_where_a_step_is_many_blocks_wide_only_their_edges_are_probed() -> None:
+    assert candidate_widths(3072) == (3072, 2768, 2464, 2144, 1840, 1536, 1232, 928, 608, 304)
+    assert all(n % 16 == 0 for n in candidate_widths(1537)[1:])
+
+
+def test_a_group_of_few_heads_is_thinned_to_whole_heads() -> None:
+    space = small_space(4)
+    tables = (WidthTimes(("a",), {4: 4.0, 3: 3.2, 2: 2.1, 1: 1.2}),)
+    assert paying_levels(space, tables)["a"] == (4, 3, 2, 1)

@@ -24,6 +24,7 @@ import torch
 
 from rlprune_edge.device.boards import load_device
 from rlprune_edge.export import host, onnx_graph, skeleton, torch_export
+from rlprune_edge.inputs import SINGLE
 from rlprune_edge.tasks.torchvision_models import import_torchvision
 
 SCRIPT = Path(__file__).parents[1] / "virtual" / "netns_device.sh"
@@ -75,7 +76,7 @@ def bench(work: Path, candidates: int, link: str) -> None:
         path = folder / f"{number}.onnx"
         candidate(path, 24 + 2 * number)
         artifact = onnx_graph.describe(path, max_difference=0.0)
-        expected = host.outputs(path, {torch_export.INPUT: x})
+        expected = host.outputs(path, {SINGLE: x})
         for how in seconds:
             bare = skeleton.strip(path.read_bytes()) if how == "graph alone" else None
             with load_device(NAME, cache_dir=folder / "cache") as station:
@@ -86,7 +87,7 @@ def bench(work: Path, candidates: int, link: str) -> None:
                     model_sha256=artifact.sha256,
                     graph_sha256=artifact.graph_sha256,
                     reference=None,
-                    inputs={torch_export.INPUT: x},
+                    inputs={SINGLE: x},
                     expected=expected,
                     mode="reward",
                     tolerance=1e-2,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rlprune_edge.export import torch_export
+from rlprune_edge.inputs import SINGLE
 from rlprune_edge.tasks.resnet import cifar_resnet
 from rlprune_edge.tasks.torchvision_models import import_torchvision, resnet50
 
@@ -40,7 +41,7 @@ def build(name: str, path: Path) -> Feeds:
             nn.init.normal_(layer.running_mean, std=0.1)
             nn.init.uniform_(layer.running_var, 0.5, 2.0)
     torch_export.export(module.eval(), torch.zeros(1, 3, side, side), path)
-    return {torch_export.INPUT: rng.standard_normal((1, 3, side, side), dtype=np.float32)}
+    return {SINGLE: rng.standard_normal((1, 3, side, side), dtype=np.float32)}
 
 
 def transformer(name: str, path: Path, rng: np.random.Generator) -> Feeds:
