@@ -45,11 +45,11 @@ ENDS = {
 }
 PROBE_INPUTS = 2
 IMPORTANCE_INPUTS = 512
-IMPORTANCE_MACS = 350_000_000_000
-"""of ranking a network without BatchNorm: as many inputs as that makes, between a batch and IMPORTANCE_INPUTS"""
 IMPORTANCE_BATCH = 32
-REFIT_INPUTS = 32
-"""that the layers of a cut network without BatchNorm are fitted to, in one batch"""
+# A transformer's examples are long and its units few: fewer examples, as many as so much work makes.
+ENCODER_RANKED = {"macs": 350_000_000_000, "least": 16, "most": IMPORTANCE_INPUTS}
+ENCODER_BATCH = 8
+ENCODER_REFIT = {"macs": 150_000_000_000, "least": 8, "most": 32}
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,16 @@ def _open(
     described = space.build(model, example, groups)
     compute = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(compute)
-    # A transformer's examples are long and its units few: fewer of them will do.
     seen = view(model)
+    macs = described.macs(described.uncut())
     criterion = request.importance or ("taylor" if seen is None else "fisher")
-    ranked_on = IMPORTANCE_INPUTS if seen is None else _as_many(IMPORTANCE_MACS, described.macs(described.uncut()))
+    ranked_on = IMPORTANCE_INPUTS if seen is None else _as_many(macs, **ENCODER_RANKED)
+    batch = IMPORTANCE_BATCH if seen is None else ENCODER_BATCH
     ranking = importance.rank(
         model,
         groups,
         criterion=criterion,
-        batches=task.batches("train", IMPORTANCE_BATCH, augment=True, seed=request.seed, limit=ranked_on),
+        batches=task.batches("train", batch, augment=True, seed=request.seed, limit=ranked_on),
         loss=task.loss,
     )
     watcher.note(
@@ -152,7 +153,10 @@ def _open(
     )
     for reason in left_alone:
         watcher.note(f"left alone: {reason}")
-    calibration, targets = _calibration(request, task, model, groups)
+    refit_on = request.calibration_examples
+    if seen is not None:
+        refit_on = min(refit_on, _as_many(macs, **ENCODER_REFIT))
+    calibration, targets = _calibration(request, task, model, groups, refit_on)
     return Run(
         request=request,
         folder=folder,
@@ -175,21 +179,19 @@ def _open(
     )
 
 
-def _as_many(macs: int, one: int, *, least: int = IMPORTANCE_BATCH, most: int = IMPORTANCE_INPUTS) -> int:
+def _as_many(one: int, *, macs: int, least: int, most: int) -> int:
     """How many examples of `one` multiply-accumulates each make up `macs`."""
     return max(least, min(most, macs // max(1, one)))
 
 
 def _calibration(
-    request: Request, task: Task, model: torch.nn.Module, groups: tuple[CoupledGroup, ...]
+    request: Request, task: Task, model: torch.nn.Module, groups: tuple[CoupledGroup, ...], refit_on: int
 ) -> tuple[list[Input], refit.Targets | None]:
     """The data that cut networks are healed with, in batches; without BatchNorm, what the uncut layers make of it."""
     if recover.has_batchnorm(model):
         batches = task.batches("train", 128, seed=request.seed, limit=request.calibration_examples)
         return [x for x, _ in batches], None
-    # the tokens and frames of a transformer's examples are many
-    count = request.calibration_examples if view(model) is None else min(REFIT_INPUTS, request.calibration_examples)
-    x, _ = next(iter(task.batches("train", count, seed=request.seed, limit=count)))
+    x, _ = next(iter(task.batches("train", refit_on, seed=request.seed, limit=refit_on)))
     return [x], refit.collect(model, groups, x, seed=request.seed)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import readers_own
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BOARDS = (ROOT / "docs" / "boards.md").read_text()
 OWN_TASK = (ROOT / "docs" / "own-task.md").read_text()
+MODALITIES = (ROOT / "docs" / "modalities.md").read_text()
 DATA = ROOT.parent / "shared"
 
 # The last of two equal options wins: the commands are tried as written, but with less of everything.
@@ -31,6 +33,9 @@ CHEAPER = shlex.split("--budget 3 --epochs 1 --finalists 1 --final-mode reward -
 OTHERWISE = {
     "cifar10": shlex.split("--calibration-examples 64 --search-examples 100 --epochs 0 --no-prior"),
     "own_task:Bars": shlex.split("--budget 10"),
+    # a reader's folder is a tiny network with random weights here
+    "imdb": shlex.split("--no-prior --max-length 24 --sequence-length 16"),
+    "librispeech": shlex.split("--no-prior --audio-seconds 1"),
 }
 # A candidate that was trained for one epoch loses more than a finished one; what it may lose is not on trial here.
 LENIENT = ["--max-drop", "50"]
@@ -155,6 +160,22 @@ def test_the_commands_of_the_page_on_own_tasks_run_in_their_order(cache: Path, t
         assert "faster on local" in run(command, tmp_path, cache)
 
 
+@pytest.mark.parametrize("number", range(len(blocks(MODALITIES))))
+def test_the_commands_of_the_page_on_modalities_run_in_their_order(number: int, cache: Path, tmp_path: Path) -> None:
+    readers_own.texts(tmp_path)
+    readers_own.recordings(tmp_path)
+    job = blocks(MODALITIES)[number]
+    said = [run(command, tmp_path, cache) for command in job]
+    assert "faster on local" in said[0]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "bundle" / "model.onnx").is_file()
+    assert (folder / "compressed" / "config.json").is_file()
+    for words in ("f1, test split", "other-reviews (test)", "texts cut to 24 tokens", "16 tokens an inference"):
+        assert (words in said[0]) == ("--task imdb" in job[0])
+    for words in ("wer, test split", "cer, test split", "real-time factor", "greedy CTC"):
+        assert (words in said[0]) == ("speech" in job[0])
+
+
 # ---------------------------------------------------------------- flags
 
 
@@ -187,6 +208,12 @@ def test_every_flag_of_the_page_on_boards_exists() -> None:
     known = flags_of("compress") | flags_of("measure") | {flag for flags in device_flags().values() for flag in flags}
     assert named
     assert sorted(named - known) == []
+
+
+def test_every_flag_of_the_page_on_modalities_exists() -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", MODALITIES)) - {"--golden"}
+    assert len(named) >= 10
+    assert sorted(named - flags_of("compress")) == []
 
 
 def test_every_agent_the_readme_names_exists() -> None:

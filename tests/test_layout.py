@@ -26,7 +26,7 @@ HOMES = {
     "torchvision": ("rlprune_edge/tasks/torchvision_models.py",),
     "datasets": ("rlprune_edge/tasks/hub.py",),
     "sklearn": ("rlprune_edge/tasks/digits.py",),
-    "transformers": ("rlprune_edge/tasks/pretrained.py", "rlprune_edge/tasks/trainer.py"),
+    "transformers": tuple(f"rlprune_edge/tasks/{name}.py" for name in ("pretrained", "pretrained_ctc", "trainer")),
     "tokenizers": ("rlprune_edge/tasks/pretrained.py",),
     "optimum": ("rlprune_edge/export/transformers_export.py",),
     "jiwer": ("rlprune_edge/tasks/speech.py",),

@@ -14,6 +14,13 @@ _ROWS = {
     "memory_mb": "memory, MB",
 }
 
+_IMAGE = "python predict.py array.npy        # or an image file, with Pillow installed"
+_APP = 'From an app: `import predict; predict.load("this/folder").predict(array)["label"]`.'
+_APP_PREPARED = (
+    "From an app: prepare the inputs as `preprocessing` in `manifest.json` says (a text with the tokenizer beside it), "
+    'then `import predict; predict.load("this/folder").run({"name": array})`.'
+)
+
 
 def readme(manifest: Mapping[str, Any]) -> str:
     """The text, from the manifest alone; rows that nobody knows are left out."""
@@ -25,6 +32,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
     settings = ", ".join(
         f"{text} {measurement[key]}" for key, text in (("threads", "threads:"), ("mode", "mode:")) if key in measurement
     )
+    images = manifest["preprocessing"].get("kind") in ("image", "none")
     rows = []
     for key, title in _ROWS.items():
         cells = [_cell(metrics[side], key) for side in ("baseline", "compressed")]
@@ -46,11 +54,11 @@ def readme(manifest: Mapping[str, Any]) -> str:
         "```",
         "python -m pip install numpy onnxruntime",
         "python predict.py --golden 0",
-        "python predict.py array.npy        # or an image file, with Pillow installed",
+        *([_IMAGE] if images else []),
         "sha256sum -c SHA256SUMS",
         "```",
         "",
-        'From an app: `import predict; predict.load("this/folder").predict(array)["label"]`.',
+        _APP if images else _APP_PREPARED,
         "",
         f"Licence of the model: {manifest.get('licence') or 'not stated'}.",
         "",

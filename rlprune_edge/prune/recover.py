@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlprune_edge.encoders import view
 from rlprune_edge.errors import UserError
 from rlprune_edge.inputs import Input
 from rlprune_edge.precision import mixed
@@ -119,6 +120,10 @@ def fine_tune(
     if teacher is not None:
         teacher.eval()
     device = device_of(student)
+    # Memory is what a GPU lacks first. Where hidden states are compared, they are kept in any case.
+    frugal = None if settings.feature_weight or device.type != "cuda" else view(student)
+    if frugal is not None:
+        frugal.network.gradient_checkpointing_enable()
     done = _restore(checkpoint, student, optimizer, scheduler)
     for number in range(len(done), settings.epochs):
         started, sum_loss, count = time.perf_counter(), 0.0, 0
@@ -151,6 +156,8 @@ def fine_tune(
         if checkpoint is not None:
             _save(checkpoint, student, optimizer, scheduler, done)
         on_epoch(epoch)
+    if frugal is not None:
+        frugal.network.gradient_checkpointing_disable()
     student.eval()
     return done
 

@@ -45,6 +45,14 @@ TASKS = {
         "rlprune_edge.tasks.toy_text:ToyTextTask",
         "generated reviews and a tiny BERT that is trained here in a minute; needs no network",
     ),
+    "librispeech": Entry(
+        "rlprune_edge.tasks.speech:LibriSpeechTask",
+        "read speech from the hub, or any transcribed recordings in --data DIR; Wav2Vec2 and HuBERT with CTC",
+    ),
+    "toy-speech": Entry(
+        "rlprune_edge.tasks.toy_speech:ToySpeechTask",
+        "generated sounds and a tiny Wav2Vec2 that is trained here in a minute; needs no network",
+    ),
 }
 
 # What `load_task` looks for on the object that a user's factory returns.

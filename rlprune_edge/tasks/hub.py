@@ -27,7 +27,7 @@ TEXT_COLUMNS = ("text", "sentence", "review")
 def open_splits(where: str, *, config: str | None = None, option: str = "--data") -> Mapping[str, datasets.Dataset]:
     """The splits of a data set by name. `where`: a folder, or an id on the hub such as `uoft-cs/cifar10`.
 
-    `option`: what the user wrote `where` behind, for the messages. Raises UserError if the folder holds no data set or the hub cannot be asked.
+    Raises UserError if the folder holds no data set or the hub cannot be asked.
     """
     folder = Path(where).expanduser()
     if not folder.is_dir() and (where.startswith(("/", ".", "~")) or where.count("/") > 1):
@@ -151,3 +151,61 @@ def decode_images(split: datasets.Dataset, column: str, *, size: tuple[int, int]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         list(pool.map(decode, (range(i, min(i + 500, len(stored))) for i in range(0, len(stored), 500))))
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+# ---------------------------------------------------------------- recordings
+
+
+def open_recordings(where: str) -> tuple[dict[str, datasets.Dataset], str]:
+    """The splits train, validation and test of a set of transcribed recordings, and a note on what was taken for them.
+
+    A set may have several configurations, as LibriSpeech has `clean` and `other`: each split comes from the first one
+    that has it, `clean` before the rest, and parts of train (`train.100`, `train.360`) of one configuration are joined.
+    From the hub only `train.100` is fetched of those. Raises UserError as `open_splits` does.
+    """
+    folder = Path(where).expanduser()
+    place = str(folder) if folder.is_dir() else where
+    try:
+        with _quiet():
+            names = sorted(datasets.get_dataset_config_names(place), key=lambda name: (name != "clean", name))
+    except (DatasetsError, DatasetGenerationError, OSError, ValueError):
+        names = []  # opening it says what is wrong
+    found: dict[str, datasets.Dataset] = {}
+    said: dict[str, str] = {}
+    for config in [name for name in names if name != "all"] or [None]:
+        parts = _hub_parts(where, config) if not folder.is_dir() else open_splits(where, config=config)
+        for split, words in (("train", ("train",)), ("validation", ("validation", "dev")), ("test", ("test",))):
+            taken = [name for name in parts if name.split(".")[0] in words]
+            if taken and split not in found:
+                joined = [parts[name] for name in taken]
+                found[split] = joined[0] if len(joined) == 1 else datasets.concatenate_datasets(joined)
+                within = "" if config in (None, "default") else f"{config}/"
+                said[split] = f"{split}: {', '.join(within + name for name in taken)} ({len(found[split])} recordings)"
+    return found, "; ".join(said.values())
+
+
+def _hub_parts(where: str, config: str | None) -> Mapping[str, datasets.Dataset]:
+    try:
+        with _quiet():
+            names = datasets.get_dataset_split_names(where, config)
+            wanted = ["train.100"] if "train.100" in names else [name for name in names if name.startswith("train")]
+            wanted += [name for name in names if name in ("validation", "test")]
+            parts = datasets.load_dataset(where, config, split=wanted)
+    except (DatasetsError, DatasetGenerationError, OSError, ValueError):
+        return open_splits(where, config=config)  # says what is wrong
+    return dict(zip(wanted, parts, strict=True))
+
+
+def recordings(split: datasets.Dataset, where: str) -> tuple[list[bytes | str], list[str]]:
+    """The stored audio of every row, as a file's content or its path, and the transcripts.
+
+    Raises UserError if the data set is not one of transcribed recordings.
+    """
+    column = next((n for n in split.column_names if isinstance(split.features[n], datasets.Audio)), None)
+    if column is None or "text" not in split.column_names:
+        raise UserError(
+            f"{where} is no data set of transcribed recordings: it has the columns {', '.join(split.column_names)}; "
+            "expected are `audio` (recordings) and `text` (what was said)."
+        )
+    stored = list(split.cast_column(column, datasets.Audio(decode=False))[column])
+    return [row["bytes"] if row["bytes"] is not None else row["path"] for row in stored], texts(split, "text", where)

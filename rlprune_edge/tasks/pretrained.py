@@ -79,8 +79,8 @@ class Encoder(nn.Module):
 def configuration(where: str, families: Sequence[str]) -> Any:
     """The configuration of the network in a folder or on the hub. Raises UserError if there is none, or it is not of
     one of the `families` (transformers' `model_type`)."""
-    with _fetched(where), _quiet():
-        config = transformers.AutoConfig.from_pretrained(_place(where), trust_remote_code=False)
+    with fetched(where), quiet():
+        config = transformers.AutoConfig.from_pretrained(place(where), trust_remote_code=False)
     return _supported(config, where, families)
 
 
@@ -139,14 +139,14 @@ def trained(where: str, config: Any, head: Head, *, new_head: bool = False) -> E
         "ignore_mismatched_sizes": new_head,
         "output_loading_info": True,
     }
-    with _fetched(where), _quiet():
+    with fetched(where), quiet():
         try:
-            network, info = auto.from_pretrained(_place(where), use_safetensors=True, **options)
+            network, info = auto.from_pretrained(place(where), use_safetensors=True, **options)
         except OSError as error:
             if "safetensors" not in str(error):
                 raise
             # A pickled file is opened by transformers with torch's `weights_only`, which runs no code.
-            network, info = auto.from_pretrained(_place(where), use_safetensors=False, **options)
+            network, info = auto.from_pretrained(place(where), use_safetensors=False, **options)
     base = network.base_model_prefix + "."
     missing = [name for name in info["missing_keys"] if not (new_head and _is_new(name, base))]
     misfit = [name for name, *_ in info["mismatched_keys"] if not (new_head and _is_new(name, base))]
@@ -214,7 +214,7 @@ def save(encoder: Encoder, folder: Path, files: Mapping[str, bytes]) -> None:
 
 def load(folder: Path, head: Head) -> Encoder:
     """The network that `save` wrote, in evaluation mode. Raises UserError if the folder does not hold one."""
-    with _fetched(str(folder)), _quiet():
+    with fetched(str(folder)), quiet():
         config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     with torch.random.fork_rng(devices=[]):
         encoder = untrained(config, head)
@@ -271,9 +271,9 @@ class Tokenizer:
 
 def tokenizer(where: str, config: Any) -> Tokenizer:
     """The tokenizer of a folder or hub id. Raises UserError if there is none that fits the network."""
-    with _fetched(where), _quiet():
+    with fetched(where), quiet():
         try:
-            fast = transformers.AutoTokenizer.from_pretrained(_place(where), use_fast=True, trust_remote_code=False)
+            fast = transformers.AutoTokenizer.from_pretrained(place(where), use_fast=True, trust_remote_code=False)
         except (ValueError, TypeError, KeyError) as error:
             raise OSError(f"its tokenizer could not be read: {error}") from error
     if not fast.is_fast or fast.pad_token_id is None:
@@ -333,7 +333,7 @@ def is_folder(where: str) -> bool:
     return Path(where).expanduser().is_dir()
 
 
-def _place(where: str) -> str:
+def place(where: str) -> str:
     return str(Path(where).expanduser()) if is_folder(where) else where
 
 
@@ -347,7 +347,7 @@ def _supported(config: Any, where: str, families: Sequence[str]) -> Any:
 
 
 @contextmanager
-def _fetched(where: str) -> Iterator[None]:
+def fetched(where: str) -> Iterator[None]:
     """Translates what goes wrong while a network is fetched or read."""
     try:
         yield
@@ -367,7 +367,7 @@ def _fetched(where: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     # The library tells on stderr what was not in a checkpoint, in the middle of our own progress display; what
     # matters of that is checked above.
     before = transformers.logging.get_verbosity()

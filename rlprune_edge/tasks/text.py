@@ -205,7 +205,7 @@ class ImdbTask(TextTask):
     def add_benchmark(self, where: str) -> str:
         """`where`: a folder, a hub id, or `sst2`; its first labelled split of test, validation, train is taken."""
         place = where if Path(where).expanduser().is_dir() else HUB_IDS.get(where, where)
-        found = hub.open_splits(place)
+        found = hub.open_splits(place, option="--benchmark")
         split = next((s for s in ("test", "validation", "train") if s in found and hub.is_labelled(found[s])), None)
         if split is None:
             raise UserError(f"{where} has no labelled split test, validation or train; it has {', '.join(found)}.")

@@ -1,4 +1,4 @@
-"""Baselines of transformers' networks, trained here by its Trainer: once, seeded, kept, and resumed where they stopped."""
+"""Baselines of transformers' networks, trained here by its Trainer: once, seeded, kept, resumed where they stopped."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rlprune_edge.errors import UserError
+from rlprune_edge.precision import has_bfloat16, mixed
 from rlprune_edge.tasks import weights
 from rlprune_edge.tasks.pretrained import Encoder
 from rlprune_edge.tasks.task import Progress, Task
@@ -92,7 +93,7 @@ def train_baseline(
     """
     steps = recipe.epochs * math.ceil(task.size("train") / recipe.batch_size)
     warmup = min(recipe.warmup_steps, steps // 10)
-    lean = _takes_bfloat16()
+    lean = has_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     notes = [
         f"{_counted(recipe.epochs, 'epoch')} with AdamW, learning rate {recipe.learning_rate:g} falling linearly, "
         f"batches of {recipe.batch_size}{', mixed precision (bfloat16)' if lean else ''}"
@@ -140,15 +141,6 @@ def _fits(encoder: Encoder, path: Path, name: str) -> bool:
     return True
 
 
-def _takes_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 faster than float32; without such instructions it is slower."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(
-        getattr(torch.cpu, probe, lambda: False)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-
-
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
     # transformers seeds all three generators.
@@ -194,7 +186,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     def compute_loss(self, model: Encoder, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         device = self.args.device
         # Here and not through TrainingArguments(bf16=True), which replaces the network's forward for good.
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._lean):
+        with mixed(device, wanted=self._lean):
             logits = model(inputs["x"].to(device))
         loss = self._task.loss(logits.float(), inputs["y"].to(device))
         value = loss.item()

@@ -73,6 +73,4 @@ def test_where_a_step_is_many_blocks_wide_only_their_edges_are_probed() -> None:
 
 
 def test_a_group_of_few_heads_is_thinned_to_whole_heads() -> None:
-    space = small_space(4)
-    tables = (WidthTimes(("a",), {4: 4.0, 3: 3.2, 2: 2.1, 1: 1.2}),)
-    assert paying_levels(space, tables)["a"] == (4, 3, 2, 1)
+    assert levels_of({4: 4.0, 3: 3.2, 2: 2.1, 1: 1.2}, space_width=4) == (4, 3, 2, 1)

@@ -1,0 +1,89 @@
+"""Connectionist temporal classification: vocabulary, greedy decoding, the loss of an answer that knows nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The letters that a network writes, in the order of its outputs."""
+
+    tokens: tuple[str, ...]
+    blank: int
+    """the number of the token that stands for no letter; transformers pads labels with it as well"""
+    delimiter: str = "|"
+    """the token between words"""
+    unknown: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def spelled(self, text: str) -> str:
+        """`text` as the network can write it: its case, its letters alone, one space between words."""
+        letters = {t for t in self.tokens if len(t) == 1 and t != self.delimiter}
+        if not any(letter.islower() for letter in letters):
+            text = text.upper()
+        elif not any(letter.isupper() for letter in letters):
+            text = text.lower()
+        return " ".join("".join(c if c in letters or c.isspace() else "" for c in text).split())
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers of a text that is `spelled` already."""
+        numbers = {token: number for number, token in enumerate(self.tokens)}
+        return [numbers[self.delimiter if letter == " " else letter] for letter in text]
+
+    def greedy(self, logits: Tensor) -> str:
+        """What [frames, tokens] say: the best token of every frame, repeats taken once, blanks left out."""
+        best = torch.unique_consecutive(logits.argmax(dim=-1)).tolist()
+        skipped = {self.blank, self.unknown}
+        letters = [self.tokens[number] for number in best if number not in skipped]
+        text = "".join(" " if letter == self.delimiter else letter for letter in letters if not _special(letter))
+        return " ".join(text.split())
+
+
+def _special(token: str) -> bool:
+    return len(token) > 1 and token.startswith(("<", "[")) and token.endswith((">", "]"))
+
+
+def made_vocabulary(texts: Sequence[str]) -> Vocabulary:
+    """Blank, unknown, the delimiter, then all characters of the texts in upper case."""
+    letters = sorted({letter for text in texts for letter in text.upper() if not letter.isspace()} - {"|"})
+    return Vocabulary(("<pad>", "<unk>", "|", *letters), blank=0, unknown=1)
+
+
+def loss(logits: Tensor, labels: Tensor, frames: Tensor, lengths: Tensor, *, blank: int) -> Tensor:
+    """Mean over the recordings of the CTC loss per letter.
+
+    `logits` [N, frames, tokens]; `labels` [N, longest], of which `lengths` [N] count, as `frames` [N] do of the frames.
+    A recording too short for its transcript counts as nothing.
+    """
+    scores = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)
+    each = F.ctc_loss(scores, labels, frames, lengths, blank=blank, reduction="none", zero_infinity=True)
+    return (each / lengths.clamp_min(1)).mean()
+
+
+def guessing_loss(labels: Sequence[Sequence[int]], frames: Sequence[int], *, tokens: int, blank: int) -> float:
+    """The loss of the best answer that is the same in every frame of every recording: what a model knows at chance.
+
+    Letters get their shares among all `labels`, and blank the share (of a coarse grid) that is best.
+    """
+    counts = torch.ones(tokens)  # no share is zero, or one rare letter would cost everything
+    for label in labels:
+        counts += torch.bincount(torch.tensor(label, dtype=torch.int64), minlength=tokens)
+    counts[blank] = 0.0
+    longest = max(len(label) for label in labels)
+    padded = torch.tensor([[*label, *[blank] * (longest - len(label))] for label in labels])
+    best = float("inf")
+    for share in torch.linspace(0.05, 0.95, 19):
+        probabilities = (1 - share) * counts / counts.sum()
+        probabilities[blank] = share
+        constant = probabilities.log().expand(len(labels), max(frames), tokens)
+        lengths = torch.tensor([len(label) for label in labels])
+        best = min(best, float(loss(constant, padded, torch.tensor(frames), lengths, blank=blank)))
+    return best

@@ -1,0 +1,382 @@
+"""Speech recognition with transformers' CTC networks: LibriSpeech and any transcribed recordings (home of jiwer)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlprune_edge.encoders import SPEECH
+from rlprune_edge.errors import UserError
+from rlprune_edge.inputs import Inputs
+from rlprune_edge.records import MetricSpec
+from rlprune_edge.tasks import audio, ctc, hub, pretrained, pretrained_ctc
+from rlprune_edge.tasks import weights as weight_files
+from rlprune_edge.tasks.buckets import bucketed
+from rlprune_edge.tasks.ctc import Vocabulary
+from rlprune_edge.tasks.pretrained_ctc import Preparation
+from rlprune_edge.tasks.splits import four_splits
+from rlprune_edge.tasks.task import BENCHMARK, Batches, LoadedModel, Progress, Recipe, Task
+from rlprune_edge.tasks.text import UNTRAINED, split_name
+from rlprune_edge.tasks.trainer import BaselineRecipe, train_baseline
+
+AUDIO_SECONDS = 5.0
+LONGEST_SECONDS = 20.0
+"""of a training recording: longer ones are left out, since one alone would decide how much memory training takes"""
+CHANCE_EXAMPLES = 200
+
+FROM_NOTHING = BaselineRecipe(
+    epochs=40, learning_rate=1e-3, batch_size=16, weight_decay=0.01, warmup_steps=500, dropout=None
+)
+FROM_PRETRAINED = dataclasses.replace(FROM_NOTHING, epochs=10, learning_rate=5e-5)
+
+
+@dataclass(frozen=True)
+class Transcripts:
+    """What was said in a batch of recordings."""
+
+    labels: Tensor
+    """int64 [N, longest], padded"""
+    lengths: Tensor
+    """letters that count, [N]"""
+    frames: Tensor
+    """frames of the network's output that are no padding, [N]"""
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def to(self, device: torch.device) -> Transcripts:
+        moved = (tensor.to(device) for tensor in (self.labels, self.lengths, self.frames))
+        return Transcripts(*moved, texts=self.texts)
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """One split, read once."""
+
+    samples: Sequence[np.ndarray]
+    """float32 at the network's rate, neither normalised nor padded"""
+    texts: Sequence[str]
+
+
+class SpeechTask(Task):
+    """Transcribed recordings; a subclass says where they come from.
+
+    Rate, vocabulary and frames belong to the network, so no recording can be read before `model` was called.
+    """
+
+    metric = MetricSpec("wer", higher_is_better=False)
+    other_metrics = (MetricSpec("cer", higher_is_better=False),)
+    limits = "greedy CTC decoding without a language model"
+    # What is right in a frame is nearly always one token, so there is little in softened distributions.
+    recipe = Recipe(
+        learning_rate=1e-4,
+        epochs=5,
+        batch_size=16,
+        weight_decay=0.01,
+        warmup_steps=100,
+        distillation_temperature=2.0,
+        distillation_weight=0.5,
+        feature_weight=1.0,
+        mixed_precision=True,
+    )
+
+    def __init__(self, *, audio_seconds: float) -> None:
+        """`audio_seconds`: of the recording that is timed."""
+        self.measured_seconds = audio_seconds
+        self.measured = f"{audio_seconds:g} s of audio"
+        self.preprocessing = {"kind": "audio"}  # the rest comes with the network
+        self._config: Any = None
+        self._vocabulary: Vocabulary | None = None
+        self._prepared = Preparation()
+        self._read: dict[str, Recordings] = {}
+
+    # ------------------------------------------------------------ for subclasses
+
+    def recordings(self, split: str, rate: int) -> Recordings:
+        """All recordings of a split at `rate`, with what was said; called once for each split."""
+        raise NotImplementedError
+
+    def transcripts(self) -> Sequence[str]:
+        """What is said in the train split, from which a vocabulary is made where there is none."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ the contract
+
+    def size(self, split: str) -> int:
+        return len(self._recordings(split).texts)
+
+    def read(
+        self, split: str, batch_size: int, *, augment: bool, generator: torch.Generator | None, limit: int | None
+    ) -> Batches:
+        """Padded batches of recordings of similar length: `Inputs` of float32 [N, samples], `Transcripts`."""
+        found = self._recordings(split)
+        order = torch.arange(len(found.texts))
+        if generator is not None:
+            order = torch.randperm(len(found.texts), generator=generator)
+        seed = None if generator is None else int(torch.randint(2**31, (1,), generator=generator))
+        rng = np.random.default_rng(seed)
+        for batch in bucketed(order[:limit].tolist(), [len(s) for s in found.samples], batch_size, generator):
+            waves = [found.samples[i] for i in batch]
+            if augment:
+                waves = [self._long_enough(audio.varied(wave, self._prepared.rate, rng)) for wave in waves]
+            yield self._batch(waves), self._transcripts(waves, [found.texts[i] for i in batch])
+
+    def example_input(self) -> Inputs:
+        """Real training audio of exactly the length that is timed: recordings joined until they are long enough."""
+        wanted = round((self.measured_seconds or AUDIO_SECONDS) * self._prepared.rate)
+        if wanted < pretrained_ctc.shortest(self._config):
+            least = pretrained_ctc.shortest(self._config) / self._prepared.rate
+            raise UserError(
+                f"--audio-seconds {self.measured_seconds:g} is too short: the network takes {least:g} or more."
+            )
+        joined: list[np.ndarray] = []
+        samples = self._recordings("train").samples
+        while sum(map(len, joined)) < wanted:
+            joined.append(samples[len(joined) % len(samples)])
+        return self._batch([np.concatenate(joined)[:wanted]])
+
+    def loss(self, outputs: Tensor, targets: Transcripts) -> Tensor:
+        """Mean over the recordings of the CTC loss per letter; `outputs` are logits [N, frames, tokens]."""
+        return ctc.loss(outputs, targets.labels, targets.frames, targets.lengths, blank=self.vocabulary.blank)
+
+    def figures(self, outputs: Sequence[Tensor], targets: Sequence[Transcripts]) -> dict[str, float]:
+        """Word and character error rates in percent, over all words and characters of the split."""
+        said, heard = [], []
+        for logits, truth in zip(outputs, targets, strict=True):
+            said += list(truth.texts)
+            heard += [self.vocabulary.greedy(row[:n]) for row, n in zip(logits, truth.frames.tolist(), strict=True)]
+        return {"wer": 100.0 * float(jiwer.wer(said, heard)), "cer": 100.0 * float(jiwer.cer(said, heard))}
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        if self._vocabulary is None:
+            raise UserError(
+                f"Task {self.name} reads no recording before its network is loaded, which has the alphabet."
+            )
+        return self._vocabulary
+
+    def use(self, config: Any, vocabulary: Vocabulary, prepared: Preparation) -> None:
+        """Read recordings for this network from now on."""
+        self._config, self._vocabulary, self._prepared, self._read = config, vocabulary, prepared, {}
+        masked = pretrained_ctc.wants_mask(config)
+        # Padding changes a group norm's statistics, and an app gives such a network one recording at a time.
+        self.score_batch = 8 if masked else 1
+        self.labels = list(vocabulary.tokens)
+        self.model_files = pretrained_ctc.files(vocabulary, prepared, mask=masked)
+        self.preprocessing = {
+            "kind": "audio",
+            "sampling_rate": prepared.rate,
+            "normalize": prepared.normalise,
+            "layout": "[batch, samples]",
+            "dtype": "float32",
+            "decoding": {
+                "kind": "ctc-greedy",
+                "blank": vocabulary.blank,
+                "word_delimiter": vocabulary.delimiter,
+                "skip": [token for token in vocabulary.tokens if len(token) > 1],
+            },
+        }
+        texts = [vocabulary.encode(vocabulary.spelled(text)) for text in self.transcripts()]
+        texts = [text for text in texts if text][:CHANCE_EXAMPLES]
+        # about 6 frames a letter, as of speech at 50 frames a second: the loss at chance hardly depends on it
+        self.chance_loss = ctc.guessing_loss(
+            texts, [6 * len(text) for text in texts], tokens=len(vocabulary), blank=vocabulary.blank
+        )
+
+    chance_loss = 3.0  # before a network is loaded, which brings the alphabet
+
+    def _recordings(self, split: str) -> Recordings:
+        if split not in self._read:
+            found = self.recordings(split, self._prepared.rate)
+            spelled = [self.vocabulary.spelled(text) for text in found.texts]
+            kept = [i for i, text in enumerate(spelled) if text]
+            if not kept:
+                raise UserError(f"Split {split} of task {self.name} has no transcript in the network's alphabet.")
+            self._read[split] = Recordings(
+                [self._long_enough(found.samples[i]) for i in kept], [spelled[i] for i in kept]
+            )
+        return self._read[split]
+
+    def _long_enough(self, wave: np.ndarray) -> np.ndarray:
+        return np.pad(wave, (0, max(0, pretrained_ctc.shortest(self._config) - len(wave))))
+
+    def _batch(self, waves: Sequence[np.ndarray]) -> Inputs:
+        longest = max(len(wave) for wave in waves)
+        padded = np.zeros((len(waves), longest), dtype=np.float32)
+        mask = torch.zeros((len(waves), longest), dtype=torch.int64)
+        for row, wave in enumerate(waves):
+            padded[row, : len(wave)] = audio.normalised(wave) if self._prepared.normalise else wave
+            mask[row, : len(wave)] = 1
+        made = {"input_values": torch.from_numpy(padded)}
+        if pretrained_ctc.wants_mask(self._config):
+            made["attention_mask"] = mask
+        return Inputs(made)
+
+    def _transcripts(self, waves: Sequence[np.ndarray], texts: Sequence[str]) -> Transcripts:
+        encoded = [self.vocabulary.encode(text) for text in texts]
+        labels = torch.full((len(texts), max(map(len, encoded))), self.vocabulary.blank, dtype=torch.int64)
+        for row, letters in enumerate(encoded):
+            labels[row, : len(letters)] = torch.tensor(letters, dtype=torch.int64)
+        frames = torch.tensor([pretrained_ctc.frames_of(self._config, len(wave)) for wave in waves])
+        return Transcripts(labels, torch.tensor([len(letters) for letters in encoded]), frames, tuple(texts))
+
+    def fingerprint(self) -> str:
+        """Hash of the training recordings as the network gets them, and of what is said in them."""
+        found = self._recordings("train")
+        digest = hashlib.sha256(f"{self._prepared}".encode())
+        for wave, text in zip(found.samples, found.texts, strict=True):
+            digest.update(f"{text}{len(wave)}".encode())
+            digest.update(np.ascontiguousarray(wave).data)
+        return digest.hexdigest()
+
+
+class LibriSpeechTask(SpeechTask):
+    """Read speech: the hub's LibriSpeech, or any transcribed recordings in its layout."""
+
+    name = "librispeech"
+    model_names = ("facebook/wav2vec2-base-960h", *pretrained_ctc.BUILT_IN)
+
+    def __init__(
+        self,
+        data: str | None = None,
+        audio_seconds: float | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`data`: a folder or hub id, the hub's LibriSpeech if `None`. `training`: fields of the recipe to change.
+
+        Opens the data set but decodes no recording. Raises UserError if it cannot be opened or has another layout.
+        """
+        super().__init__(audio_seconds=AUDIO_SECONDS if audio_seconds is None else audio_seconds)
+        self._training = dict(training or {})
+        self.where = data or HUB_ID
+        found, said = hub.open_recordings(self.where)
+        self._splits, note = four_splits(
+            found, lambda split: torch.zeros(len(split), dtype=torch.int64), self.where, noun="recordings"
+        )
+        self.notes = (said, note)
+
+    def recordings(self, split: str, rate: int) -> Recordings:
+        if split == BENCHMARK:
+            return _decoded(self._benchmark, rate, f"{self.where} ({split})")
+        found = _decoded(self._splits[split], rate, f"{self.where} ({split})")
+        if split != "train":
+            return found
+        kept = [i for i, wave in enumerate(found.samples) if len(wave) <= LONGEST_SECONDS * rate]
+        if len(kept) < len(found.texts):
+            left = len(found.texts) - len(kept)
+            self.notes += (f"{left} training recordings of more than {LONGEST_SECONDS:g} s were left out",)
+        return Recordings([found.samples[i] for i in kept], [found.texts[i] for i in kept])
+
+    def transcripts(self) -> Sequence[str]:
+        return hub.recordings(self._splits["train"], self.where)[1]
+
+    def add_benchmark(self, where: str) -> str:
+        """`where`: a folder or hub id; its test split is taken, or else validation, or else train."""
+        found, _ = hub.open_recordings(where)
+        split = next((name for name in ("test", "validation", "train") if name in found), None)
+        if split is None:
+            raise UserError(f"{where} has no split test, validation or train.")
+        self._benchmark = found[split]
+        self._read.pop(BENCHMARK, None)
+        return f"{Path(where.rstrip('/')).name} ({split})"
+
+    def model(
+        self, name: str | None, *, weights: Path | None, cache_dir: Path, progress: Progress | None = None
+    ) -> LoadedModel:
+        """`name`: a folder or hub id, or one of `BUILT_IN` with `:train`, `:train=EPOCHS` or `:untrained` after it."""
+        base, how = split_name(name or self.model_names[0])
+        if base in pretrained_ctc.BUILT_IN:
+            return self._from_nothing(base, how, weights, cache_dir, progress)
+        config = pretrained.configuration(base, SPEECH)
+        prepared = pretrained_ctc.preparation(base)
+        if how == "untrained" or not pretrained_ctc.is_finished(config) or how:
+            alphabet = ctc.made_vocabulary(self.transcripts())
+        else:
+            alphabet = pretrained_ctc.vocabulary(base, config)
+        config = pretrained_ctc.with_head(config, alphabet)
+        self.use(config, alphabet, prepared)
+        if how == "untrained":
+            return self._untrained(base, config)
+        if pretrained_ctc.is_finished(config) and not how:
+            encoder = pretrained.trained(base, config, "ctc")
+            source = base
+            if weights is not None:
+                weight_files.load(encoder.network, weights, name=base)
+                source = f"file {weights.name}"
+            return LoadedModel(encoder, base, pretrained.described(encoder), source)
+
+        def build() -> pretrained.Encoder:
+            return pretrained.trained(base, config, "ctc", new_head=True)
+
+        recipe = self._recipe(FROM_PRETRAINED, how)
+        with torch.random.fork_rng(devices=[]):
+            data = f"{self.fingerprint()} {pretrained.body_hash(build())}"
+        encoder, notes = train_baseline(
+            build, self, recipe, name=Path(base.rstrip("/")).name, data=data, cache_dir=cache_dir, progress=progress
+        )
+        said = (f"the baseline's CTC head is new and it was fine-tuned here: {notes[0]}", *notes[1:])
+        return LoadedModel(encoder, base, pretrained.described(encoder), f"{base}, fine-tuned here", said)
+
+    def _recipe(self, recipe: BaselineRecipe, how: str) -> BaselineRecipe:
+        epochs = {"epochs": int(how.removeprefix("train="))} if "=" in how else {}
+        return recipe.with_changes(self._training | epochs)
+
+    def _from_nothing(
+        self, base: str, how: str, weights: Path | None, cache_dir: Path, progress: Progress | None
+    ) -> LoadedModel:
+        if not how and weights is None:
+            raise UserError(
+                f"{base} has no weights of its own: --model {base}:train trains it on this data from nothing (which "
+                f"only wav2vec2-small is made for), --model {base}:untrained takes random weights, to try out speed "
+                "alone; or give --weights FILE."
+            )
+        alphabet = ctc.made_vocabulary(self.transcripts())
+        config = pretrained_ctc.built_in(base, len(alphabet), alphabet.blank)
+        self.use(config, alphabet, Preparation())
+        if how == "untrained":
+            return self._untrained(base, config)
+        if weights is not None:
+            with torch.random.fork_rng(devices=[]):
+                encoder = pretrained.untrained(config, "ctc")
+            weight_files.load(encoder.network, weights, name=base)
+            return LoadedModel(encoder, base, pretrained.described(encoder), f"file {weights.name}")
+        encoder, notes = train_baseline(
+            lambda: pretrained.untrained(config, "ctc"),
+            self,
+            self._recipe(FROM_NOTHING, how),
+            name=base,
+            data=self.fingerprint(),
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+        return LoadedModel(
+            encoder,
+            base,
+            pretrained.described(encoder),
+            "trained here",
+            (f"trained from nothing: {notes[0]}", *notes[1:]),
+        )
+
+    def _untrained(self, base: str, config: Any) -> LoadedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            encoder = pretrained.untrained(config, "ctc")
+        return LoadedModel(encoder, base, pretrained.described(encoder), "untrained (random weights)", (UNTRAINED,))
+
+
+HUB_ID = "openslr/librispeech_asr"
+
+
+def _decoded(split: Any, rate: int, where: str) -> Recordings:
+    stored, texts = hub.recordings(split, where)
+    return Recordings([audio.read(s, rate, where=f"{where}: recording {i}") for i, s in enumerate(stored)], texts)
