@@ -94,7 +94,7 @@ def prepared(
             max_length=request.max_length,
             sequence_length=request.sequence_length,
             audio_seconds=request.audio_seconds,
-            training=request.training,
+            recipe_changes=request.training,
         )
         loaded = _load_model(request, task, cache_dir, watcher)
         benchmark = task.add_benchmark(request.benchmark) if request.benchmark is not None else None

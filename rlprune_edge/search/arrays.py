@@ -70,10 +70,11 @@ class SpaceArrays:
 
     def removed(self, dropped: Bools, block: int) -> Bools:
         """`dropped` [blocks] once this block goes, too: with its parts, and with a layer that has no part left."""
-        row: Bools = np.asarray(dropped | self.parts[block], dtype=np.bool_)
+        row = dropped.copy()
+        row[self.parts[block]] = True
         row[block] = True
-        emptied: Bools = self.parts.any(axis=1) & ~(self.parts & ~row).any(axis=1)
-        return row | emptied
+        row[self.parts.any(axis=1) & ~np.any(self.parts & ~row, axis=1)] = True
+        return row
 
     def restored(self, dropped: Bools, block: int) -> Bools:
         """`dropped` [blocks] once this block is back: with its parts, and the layer it is a part of."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rlprune_edge.errors import RlpruneError, UserError
 
 if TYPE_CHECKING:
+    from rlprune_edge.inputs import Input
     from rlprune_edge.tasks.task import LoadedModel, Task
 
 
@@ -62,8 +63,8 @@ CONTRACT = ("name", "metric", "preprocessing", "chance_loss")
 def load_task(name_or_spec: str, *, data: str | None, seed: int, cache_dir: Path, **options: Any) -> Task:
     """The task called so. `data`: a folder or hub id; of `data`, `seed`, `cache_dir` a factory gets those it names.
 
-    `options`: what only some tasks take (`max_length`, `sequence_length`, `audio_seconds`, `training`); `None`: not
-    asked for. Raises UserError for an unknown name, an option that the task does not take, a factory that cannot be
+    `options`: what only some tasks take (`max_length`, `sequence_length`, `audio_seconds`, `recipe_changes`); `None`:
+    not asked for. Raises UserError for an unknown name, an option that the task does not take, a factory that cannot be
     found or fails, and for what is no task.
     """
     if name_or_spec in TASKS:
@@ -83,7 +84,7 @@ def load_task(name_or_spec: str, *, data: str | None, seed: int, cache_dir: Path
     asked = {name: value for name, value in options.items() if value is not None}
     for name, value in asked.items():
         if not _accepts(factory, name):
-            flag = f"train-{next(iter(value))}" if name == "training" else name
+            flag = f"train-{next(iter(value))}" if name == "recipe_changes" else name
             raise UserError(f"Task {name_or_spec} takes no --{flag.replace('_', '-')}.")
     made = _call(factory, spec, {"data": data, "seed": seed, "cache_dir": cache_dir, **asked})
 
@@ -114,6 +115,11 @@ def load_own_model(spec: str, *, task: Task, weights: Path | None, seed: int, ca
     torch.nn.Module, if the weights do not fit, or if the network does not take the task's inputs or has not one output
     per label.
     """
+    if not task.takes_modules:
+        raise UserError(
+            f"Task {task.name} takes no network from a module ({spec}), since its inputs belong to the network: give a "
+            "folder that save_pretrained wrote, --model FOLDER, or a hub id."
+        )
     factory = _find(spec, "--model")
     made = _call(factory, spec, {"weights": weights, "seed": seed, "cache_dir": cache_dir})
 
@@ -133,7 +139,7 @@ def load_own_model(spec: str, *, task: Task, weights: Path | None, seed: int, ca
             output = made(example)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(
-            f"The network of {spec} does not take the inputs of task {task.name}, {tuple(example.shape)}: {error}"
+            f"The network of {spec} does not take the inputs of task {task.name}, {_shapes(example)}: {error}"
         ) from error
     if not isinstance(output, torch.Tensor):
         raise UserError(f"The network of {spec} returns {_a(output)}; it has to return one tensor.")
@@ -200,6 +206,12 @@ def _told(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"
+
+
+def _shapes(x: Input) -> str:
+    from rlprune_edge.inputs import named
+
+    return ", ".join(str(tuple(tensor.shape)) for tensor in named(x).values())
 
 
 def _a(value: object) -> str:

@@ -266,7 +266,7 @@ class Tokenizer:
     def file(self, length: int) -> bytes:
         """The content of tokenizer.json, set to cut texts to `length` and to pad nothing."""
         self._core.enable_truncation(length)
-        return self._core.to_str().encode()
+        return str(self._core.to_str()).encode()
 
 
 def tokenizer(where: str, config: Any) -> Tokenizer:
@@ -351,7 +351,7 @@ def fetched(where: str) -> Iterator[None]:
     """Translates what goes wrong while a network is fetched or read."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, weight_files.Damaged) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if is_folder(where):
             raise UserError(

@@ -80,16 +80,20 @@ def vocabulary(where: str, config: Any) -> Vocabulary:
     """The vocabulary of a folder or hub id. Raises UserError if there is none that fits the network."""
     with pretrained.fetched(where), pretrained.quiet():
         tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(pretrained.place(where))
-    numbers = dict(tokenizer.get_vocab())
-    tokens = sorted(numbers, key=lambda token: numbers[token])
-    if [numbers[token] for token in tokens] != list(range(len(tokens))) or len(tokens) > config.vocab_size:
+    written = {number: token for token, number in tokenizer.get_vocab().items() if number < config.vocab_size}
+    if len(tokenizer.encoder) > config.vocab_size:  # of vocab.json; the tokenizer itself adds marks of its own
         raise UserError(
-            f"The vocabulary of {where} has {len(tokens)} tokens and its network writes {config.vocab_size}: they are "
-            "not of the same model. Put the vocab.json that the network was trained with into the folder."
+            f"The vocabulary of {where} has {len(tokenizer.encoder)} tokens, its network writes {config.vocab_size}: "
+            "they are not of the same model. Put the vocab.json that the network was trained with into the folder."
         )
-    tokens += [f"<unused{number}>" for number in range(len(tokens), config.vocab_size)]
-    unknown = numbers.get(str(tokenizer.unk_token))
-    return Vocabulary(tuple(tokens), int(config.pad_token_id), str(tokenizer.word_delimiter_token), unknown)
+    tokens = tuple(written.get(number, f"<unused{number}>") for number in range(config.vocab_size))
+    unknown = str(tokenizer.unk_token)
+    return Vocabulary(
+        tokens,
+        int(config.pad_token_id),
+        str(tokenizer.word_delimiter_token),
+        tokens.index(unknown) if unknown in tokens else None,
+    )
 
 
 def preparation(where: str) -> Preparation:

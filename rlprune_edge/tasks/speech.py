@@ -55,8 +55,7 @@ class Transcripts:
         return len(self.texts)
 
     def to(self, device: torch.device) -> Transcripts:
-        moved = (tensor.to(device) for tensor in (self.labels, self.lengths, self.frames))
-        return Transcripts(*moved, texts=self.texts)
+        return Transcripts(self.labels.to(device), self.lengths.to(device), self.frames.to(device), self.texts)
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ class SpeechTask(Task):
     """
 
     metric = MetricSpec("wer", higher_is_better=False)
+    takes_modules = False
     other_metrics = (MetricSpec("cer", higher_is_better=False),)
     limits = "greedy CTC decoding without a language model"
     # What is right in a frame is nearly always one token, so there is little in softened distributions.
@@ -250,14 +250,14 @@ class LibriSpeechTask(SpeechTask):
         self,
         data: str | None = None,
         audio_seconds: float | None = None,
-        training: Mapping[str, Any] | None = None,
+        recipe_changes: Mapping[str, Any] | None = None,
     ) -> None:
-        """`data`: a folder or hub id, the hub's LibriSpeech if `None`. `training`: fields of the recipe to change.
+        """`data`: a folder or hub id, the hub's LibriSpeech if `None`; `recipe_changes`: to the baseline's recipe.
 
         Opens the data set but decodes no recording. Raises UserError if it cannot be opened or has another layout.
         """
         super().__init__(audio_seconds=AUDIO_SECONDS if audio_seconds is None else audio_seconds)
-        self._training = dict(training or {})
+        self._training = dict(recipe_changes or {})
         self.where = data or HUB_ID
         found, said = hub.open_recordings(self.where)
         self._splits, note = four_splits(

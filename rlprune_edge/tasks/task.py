@@ -87,6 +87,8 @@ class Task(ABC):
     recipe: Recipe = Recipe()
     model_names: tuple[str, ...] = ()
     """what `model` accepts, the default first"""
+    takes_modules: bool = True
+    """whether `--model package.module:factory` may bring any network, or inputs depend on which network it is"""
     other_metrics: tuple[MetricSpec, ...] = ()
     """what is reported beside the metric; nothing is decided by them"""
     score_batch: int = 250

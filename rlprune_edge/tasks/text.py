@@ -40,6 +40,7 @@ class TextTask(Task):
     """
 
     metric = MetricSpec("accuracy", higher_is_better=True)
+    takes_modules = False
     other_metrics = (MetricSpec("f1", higher_is_better=True),)
     score_batch = 32
     recipe = Recipe(
@@ -173,16 +174,16 @@ class ImdbTask(TextTask):
         data: str | None = None,
         max_length: int | None = None,
         sequence_length: int | None = None,
-        training: Mapping[str, Any] | None = None,
+        recipe_changes: Mapping[str, Any] | None = None,
     ) -> None:
-        """`data`: a folder or hub id, the hub's IMDB if `None`. `training`: fields of the recipe to change.
+        """`data`: a folder or hub id, the hub's IMDB if `None`. `recipe_changes`: fields of the baseline's recipe.
 
         Raises UserError if the data set cannot be opened or has another layout.
         """
         super().__init__(
             max_length=max_length or MAX_LENGTH,
             sequence_length=sequence_length or min(SEQUENCE_LENGTH, max_length or MAX_LENGTH),
-            training=BaselineRecipe().with_changes(training or {}),
+            training=BaselineRecipe().with_changes(recipe_changes or {}),
         )
         self.where = data or HUB_IDS["imdb"]
         found = hub.open_splits(self.where)

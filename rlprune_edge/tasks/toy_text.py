@@ -39,7 +39,7 @@ PLAIN = (
 NOT, BUT = "not", "but"
 
 # Learns in about 30 seconds on one core; a warm-up and a rate for random weights, unlike IMDB's for pretrained ones.
-TRAINING = BaselineRecipe(epochs=12, learning_rate=5e-4, batch_size=32, warmup_steps=100, dropout=0.1)
+TRAINING = BaselineRecipe(epochs=9, learning_rate=5e-4, batch_size=32, warmup_steps=100, dropout=0.1)
 
 
 def review(rng: random.Random) -> tuple[str, int]:
@@ -87,14 +87,14 @@ class ToyTextTask(TextTask):
         self,
         max_length: int | None = None,
         sequence_length: int | None = None,
-        training: Mapping[str, Any] | None = None,
+        recipe_changes: Mapping[str, Any] | None = None,
     ) -> None:
-        """`training`: fields of the recipe to change."""
+        """`recipe_changes`: fields of the baseline's recipe."""
         longest = max_length or LENGTH
         super().__init__(
             max_length=longest,
             sequence_length=sequence_length or min(longest, LENGTH),
-            training=TRAINING.with_changes(training or {}),
+            training=TRAINING.with_changes(recipe_changes or {}),
         )
         self.labels = ["bad", "good"]
         rng = random.Random(SEED)

@@ -9,6 +9,7 @@ import math
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -251,7 +252,9 @@ def _train(
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)  # writes on stdout
         if progress is not None:
             trainer.add_callback(_Telling(progress, lambda: trainer.losses))
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+        with warnings.catch_warnings():  # of which checkpoint is older it is told by their numbers, too
+            warnings.filterwarnings("ignore", "mtime may not be reliable")
+            trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     finally:
         transformers.logging.set_verbosity(verbosity)
         if on_gpu:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from rlprune_edge.errors import UserError
 
 PICKLED = (".pt", ".pth")
+Damaged = SafetensorError
+"""raised by whoever opens a safetensors file that is none"""
 SHOWN = 4
 """names shown of each kind of mismatch"""
 

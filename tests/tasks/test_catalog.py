@@ -56,7 +56,7 @@ def load(name: str, data: str | None = None) -> Task:
 
 def test_the_default_task_is_found() -> None:
     assert isinstance(load("digits"), DigitsTask)
-    assert set(TASKS) == {"digits", "cifar10"}
+    assert set(TASKS) == {"digits", "cifar10", "imdb", "librispeech", "toy-text", "toy-speech"}
 
 
 def test_a_factory_in_the_current_folder_gets_what_it_names(mine: str) -> None:
@@ -67,8 +67,11 @@ def test_a_factory_in_the_current_folder_gets_what_it_names(mine: str) -> None:
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("digit", r"no task 'digit'\. Did you mean digits\? There are digits, cifar10, and your own"),
-        ("speech", r"no task 'speech'\. There are digits, cifar10"),
+        (
+            "digit",
+            r"no task 'digit'\. Did you mean digits\? There are digits, cifar10, imdb, .*toy-speech, and your own",
+        ),
+        ("sound", r"no task 'sound'\. There are digits, cifar10"),
         ("./tasks/mine.py:make", r"write --task tasks\.mine:make"),
         ("mine:", "is no package.module:factory"),
         ("nowhere:make", r"no module nowhere in the current folder \(/"),
