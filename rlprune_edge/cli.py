@@ -89,7 +89,7 @@ def compress(
     audio_seconds: Annotated[
         float | None, typer.Option(help="Seconds of the recording that is timed. [default: 5]")
     ] = None,
-    train_epochs: Annotated[float | None, typer.Option(help="Of a baseline's own training. [default: 3]")] = None,
+    train_epochs: Annotated[int | None, typer.Option(help="Of a baseline's own training. [default: 3]")] = None,
     train_learning_rate: Annotated[float | None, typer.Option(help="Likewise. [default: 2e-5]")] = None,
     train_batch_size: Annotated[int | None, typer.Option(help="Likewise. [default: 8]")] = None,
     train_warmup_steps: Annotated[int | None, typer.Option(help="Likewise. [default: 500, or fewer]")] = None,

@@ -37,7 +37,7 @@ class Request(BaseModel):
     """tokens of the text that is timed"""
     audio_seconds: float | None = Field(None, gt=0)
     """of the recording that is timed"""
-    train_epochs: float | None = Field(None, gt=0)
+    train_epochs: int | None = Field(None, ge=1)
     train_learning_rate: float | None = Field(None, gt=0)
     train_batch_size: int | None = Field(None, ge=1)
     train_warmup_steps: int | None = Field(None, ge=0)

@@ -22,7 +22,7 @@ from rlprune_edge.errors import UserError
         ({"max_drop": -0.5}, "asks for a gain"),
         ({"budget": 0}, "--budget 0 leaves nothing to try"),
         ({"agent": "greedy"}, "--agent greedy is not known: choose ppo, random, uniform"),
-        ({"importance": "l2"}, "choose taylor, magnitude"),
+        ({"importance": "l2"}, "choose taylor, fisher, magnitude"),
         ({"final_mode": "fast"}, "choose reward, verify, report"),
         ({"seed": -1}, "--seed"),
         ({"target_speedup": float("nan")}, "--target-speedup nan is not a finite number"),
@@ -76,3 +76,13 @@ def test_quantities_that_are_not_understood() -> None:
     with pytest.raises(UserError, match="200MB"):
         request.megabytes("-3MB")
     assert request.megabytes("0.2GB") == pytest.approx(200.0)
+
+
+def test_what_is_asked_of_a_baselines_training_goes_by_the_recipes_names(tmp_path: Path) -> None:
+    request = make({"task": "imdb", "train_epochs": 4, "train_dropout": 0.0, "sequence_length": 64})
+    assert request.training == {"epochs": 4, "dropout": 0.0}
+    assert make({}).training is None
+    assert "--train-epochs 4 --train-dropout 0.0" in request.command()
+    assert "--sequence-length 64" in request.command()
+    request.save(tmp_path)
+    assert load(tmp_path) == request

@@ -26,7 +26,7 @@ class Vocabulary:
 
     def spelled(self, text: str) -> str:
         """`text` as the network can write it: its case, its letters alone, one space between words."""
-        letters = {t for t in self.tokens if len(t) == 1 and t != self.delimiter}
+        letters = {t for t in self.tokens if len(t) == 1 and t != self.delimiter} - set(self.unwritten)
         if not any(letter.islower() for letter in letters):
             text = text.upper()
         elif not any(letter.isupper() for letter in letters):
@@ -38,13 +38,22 @@ class Vocabulary:
         numbers = {token: number for number, token in enumerate(self.tokens)}
         return [numbers[self.delimiter if letter == " " else letter] for letter in text]
 
+    @property
+    def unwritten(self) -> list[str]:
+        """Tokens that leave nothing in a text: blank, unknown and marks such as `<s>`."""
+        marks = {self.blank, self.unknown}
+        return [
+            token
+            for number, token in enumerate(self.tokens)
+            if token != self.delimiter and (number in marks or _special(token))
+        ]
+
     def greedy(self, logits: Tensor) -> str:
         """What [frames, tokens] say: the best token of every frame, repeats taken once, blanks left out."""
         best = torch.unique_consecutive(logits.argmax(dim=-1)).tolist()
-        skipped = {self.blank, self.unknown}
-        letters = [self.tokens[number] for number in best if number not in skipped]
-        text = "".join(" " if letter == self.delimiter else letter for letter in letters if not _special(letter))
-        return " ".join(text.split())
+        unwritten = set(self.unwritten)
+        letters = [self.tokens[number] for number in best if self.tokens[number] not in unwritten]
+        return " ".join("".join(" " if letter == self.delimiter else letter for letter in letters).split())
 
 
 def _special(token: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,7 +156,7 @@ def decode_images(split: datasets.Dataset, column: str, *, size: tuple[int, int]
 # ---------------------------------------------------------------- recordings
 
 
-def open_recordings(where: str) -> tuple[dict[str, datasets.Dataset], str]:
+def open_recordings(where: str, *, option: str = "--data") -> tuple[dict[str, datasets.Dataset], str]:
     """The splits train, validation and test of a set of transcribed recordings, and a note on what was taken for them.
 
     A set may have several configurations, as LibriSpeech has `clean` and `other`: each split comes from the first one
@@ -173,7 +173,9 @@ def open_recordings(where: str) -> tuple[dict[str, datasets.Dataset], str]:
     found: dict[str, datasets.Dataset] = {}
     said: dict[str, str] = {}
     for config in [name for name in names if name != "all"] or [None]:
-        parts = _hub_parts(where, config) if not folder.is_dir() else open_splits(where, config=config)
+        parts = (
+            open_splits(where, config=config, option=option) if folder.is_dir() else _hub_parts(where, config, option)
+        )
         for split, words in (("train", ("train",)), ("validation", ("validation", "dev")), ("test", ("test",))):
             taken = [name for name in parts if name.split(".")[0] in words]
             if taken and split not in found:
@@ -184,7 +186,7 @@ def open_recordings(where: str) -> tuple[dict[str, datasets.Dataset], str]:
     return found, "; ".join(said.values())
 
 
-def _hub_parts(where: str, config: str | None) -> Mapping[str, datasets.Dataset]:
+def _hub_parts(where: str, config: str | None, option: str) -> Mapping[str, datasets.Dataset]:
     try:
         with _quiet():
             names = datasets.get_dataset_split_names(where, config)
@@ -192,12 +194,28 @@ def _hub_parts(where: str, config: str | None) -> Mapping[str, datasets.Dataset]
             wanted += [name for name in names if name in ("validation", "test")]
             parts = datasets.load_dataset(where, config, split=wanted)
     except (DatasetsError, DatasetGenerationError, OSError, ValueError):
-        return open_splits(where, config=config)  # says what is wrong
+        return open_splits(where, config=config, option=option)  # says what is wrong
     return dict(zip(wanted, parts, strict=True))
 
 
-def recordings(split: datasets.Dataset, where: str) -> tuple[list[bytes | str], list[str]]:
-    """The stored audio of every row, as a file's content or its path, and the transcripts.
+class StoredAudio(Sequence[bytes | str]):
+    """The audio of every row, as a file's content or its path, read from disk when it is asked for."""
+
+    def __init__(self, split: datasets.Dataset, column: str) -> None:
+        self._rows = split.select_columns([column]).cast_column(column, datasets.Audio(decode=False))
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> bytes | str:  # type: ignore[override]
+        stored: Mapping[str, Any] = self._rows[row][self._column]
+        content: bytes | str = stored["path"] if stored["bytes"] is None else stored["bytes"]
+        return content
+
+
+def recordings(split: datasets.Dataset, where: str) -> tuple[StoredAudio, list[str]]:
+    """The stored audio of every row and the transcripts.
 
     Raises UserError if the data set is not one of transcribed recordings.
     """
@@ -207,5 +225,4 @@ def recordings(split: datasets.Dataset, where: str) -> tuple[list[bytes | str], 
             f"{where} is no data set of transcribed recordings: it has the columns {', '.join(split.column_names)}; "
             "expected are `audio` (recordings) and `text` (what was said)."
         )
-    stored = list(split.cast_column(column, datasets.Audio(decode=False))[column])
-    return [row["bytes"] if row["bytes"] is not None else row["path"] for row in stored], texts(split, "text", where)
+    return StoredAudio(split, column), texts(split, "text", where)

@@ -73,13 +73,17 @@ def with_head(config: Any, vocabulary: Vocabulary) -> Any:
     """The configuration for this vocabulary, without what belongs to pretraining and large data."""
     config.vocab_size, config.pad_token_id = len(vocabulary), vocabulary.blank
     config.layerdrop = 0.0
+    config.apply_spec_augment = False  # it masks 10 frames at a time, more than a spoken word may have
     return config
 
 
 def vocabulary(where: str, config: Any) -> Vocabulary:
     """The vocabulary of a folder or hub id. Raises UserError if there is none that fits the network."""
     with pretrained.fetched(where), pretrained.quiet():
-        tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(pretrained.place(where))
+        try:
+            tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(pretrained.place(where))
+        except TypeError as error:  # it opens `None` where there is no file
+            raise OSError("it has no vocab.json, which names the letters that the network writes") from error
     written = {number: token for token, number in tokenizer.get_vocab().items() if number < config.vocab_size}
     if len(tokenizer.encoder) > config.vocab_size:  # of vocab.json; the tokenizer itself adds marks of its own
         raise UserError(

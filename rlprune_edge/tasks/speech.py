@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ from rlprune_edge.inputs import Inputs
 from rlprune_edge.records import MetricSpec
 from rlprune_edge.tasks import audio, ctc, hub, pretrained, pretrained_ctc
 from rlprune_edge.tasks import weights as weight_files
+from rlprune_edge.tasks.audio import Recordings
 from rlprune_edge.tasks.buckets import bucketed
 from rlprune_edge.tasks.ctc import Vocabulary
 from rlprune_edge.tasks.pretrained_ctc import Preparation
 from rlprune_edge.tasks.splits import four_splits
-from rlprune_edge.tasks.task import BENCHMARK, Batches, LoadedModel, Progress, Recipe, Task
+from rlprune_edge.tasks.task import BENCHMARK, SPLITS, Batches, LoadedModel, Progress, Recipe, Task
 from rlprune_edge.tasks.text import UNTRAINED, split_name
 from rlprune_edge.tasks.trainer import BaselineRecipe, train_baseline
 
@@ -58,15 +60,6 @@ class Transcripts:
         return Transcripts(self.labels.to(device), self.lengths.to(device), self.frames.to(device), self.texts)
 
 
-@dataclass(frozen=True)
-class Recordings:
-    """One split, read once."""
-
-    samples: Sequence[np.ndarray]
-    """float32 at the network's rate, neither normalised nor padded"""
-    texts: Sequence[str]
-
-
 class SpeechTask(Task):
     """Transcribed recordings; a subclass says where they come from.
 
@@ -77,6 +70,7 @@ class SpeechTask(Task):
     takes_modules = False
     other_metrics = (MetricSpec("cer", higher_is_better=False),)
     limits = "greedy CTC decoding without a language model"
+    chance_loss = 3.0  # until a network is loaded, which brings the alphabet
     # What is right in a frame is nearly always one token, so there is little in softened distributions.
     recipe = Recipe(
         learning_rate=1e-4,
@@ -92,55 +86,61 @@ class SpeechTask(Task):
 
     def __init__(self, *, audio_seconds: float) -> None:
         """`audio_seconds`: of the recording that is timed."""
+        if not 0 < audio_seconds < math.inf:
+            raise UserError(
+                f"--audio-seconds {audio_seconds:g} makes no sense: give the seconds that are timed, above 0."
+            )
         self.measured_seconds = audio_seconds
         self.measured = f"{audio_seconds:g} s of audio"
         self.preprocessing = {"kind": "audio"}  # the rest comes with the network
         self._config: Any = None
         self._vocabulary: Vocabulary | None = None
         self._prepared = Preparation()
-        self._read: dict[str, Recordings] = {}
+        self._read: dict[str, tuple[Recordings, list[int]]] = {}
 
     # ------------------------------------------------------------ for subclasses
 
     def recordings(self, split: str, rate: int) -> Recordings:
-        """All recordings of a split at `rate`, with what was said; called once for each split."""
+        """All recordings of a split at `rate`, with what was said; called once for each split and network."""
         raise NotImplementedError
 
-    def transcripts(self) -> Sequence[str]:
-        """What is said in the train split, from which a vocabulary is made where there is none."""
+    def transcripts(self, split: str) -> Sequence[str]:
+        """What is said in a split; from that of train a vocabulary is made where there is none."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ the contract
 
     def size(self, split: str) -> int:
-        return len(self._recordings(split).texts)
+        return len(self._recordings(split)[1])
 
     def read(
         self, split: str, batch_size: int, *, augment: bool, generator: torch.Generator | None, limit: int | None
     ) -> Batches:
         """Padded batches of recordings of similar length: `Inputs` of float32 [N, samples], `Transcripts`."""
-        found = self._recordings(split)
+        found, lengths = self._recordings(split)
         order = torch.arange(len(found.texts))
         if generator is not None:
             order = torch.randperm(len(found.texts), generator=generator)
         seed = None if generator is None else int(torch.randint(2**31, (1,), generator=generator))
         rng = np.random.default_rng(seed)
-        for batch in bucketed(order[:limit].tolist(), [len(s) for s in found.samples], batch_size, generator):
+        for batch in bucketed(order[:limit].tolist(), lengths, batch_size, generator):
             waves = [found.samples[i] for i in batch]
             if augment:
-                waves = [self._long_enough(audio.varied(wave, self._prepared.rate, rng)) for wave in waves]
+                waves = [audio.varied(wave, self._prepared.rate, rng) for wave in waves]
+            waves = [self._long_enough(wave) for wave in waves]
             yield self._batch(waves), self._transcripts(waves, [found.texts[i] for i in batch])
 
     def example_input(self) -> Inputs:
         """Real training audio of exactly the length that is timed: recordings joined until they are long enough."""
-        wanted = round((self.measured_seconds or AUDIO_SECONDS) * self._prepared.rate)
+        assert self.measured_seconds is not None
+        wanted = round(self.measured_seconds * self._prepared.rate)
         if wanted < pretrained_ctc.shortest(self._config):
             least = pretrained_ctc.shortest(self._config) / self._prepared.rate
             raise UserError(
                 f"--audio-seconds {self.measured_seconds:g} is too short: the network takes {least:g} or more."
             )
         joined: list[np.ndarray] = []
-        samples = self._recordings("train").samples
+        samples = self._recordings("train")[0].samples
         while sum(map(len, joined)) < wanted:
             joined.append(samples[len(joined) % len(samples)])
         return self._batch([np.concatenate(joined)[:wanted]])
@@ -183,28 +183,46 @@ class SpeechTask(Task):
                 "kind": "ctc-greedy",
                 "blank": vocabulary.blank,
                 "word_delimiter": vocabulary.delimiter,
-                "skip": [token for token in vocabulary.tokens if len(token) > 1],
+                "skip": vocabulary.unwritten,
             },
         }
-        texts = [vocabulary.encode(vocabulary.spelled(text)) for text in self.transcripts()]
+        for split in SPLITS:
+            silent = [not vocabulary.spelled(text) for text in self.transcripts(split)]
+            if any(silent):
+                count = f"{sum(silent)} of {len(silent)} recordings"
+                self._note(f"left out of {split}, since they say nothing in the network's alphabet: {count}")
+        texts = [vocabulary.encode(vocabulary.spelled(text)) for text in self.transcripts("train")]
         texts = [text for text in texts if text][:CHANCE_EXAMPLES]
+        if not texts:
+            alphabet = " ".join(token for token in vocabulary.tokens if token not in vocabulary.unwritten)
+            raise UserError(
+                f"No transcript of the training recordings, such as {self.transcripts('train')[0]!r}, can be written "
+                f"in the network's alphabet, {alphabet}. "
+                "Take a network for this language, or write :train after its name, which makes an alphabet."
+            )
         # about 6 frames a letter, as of speech at 50 frames a second: the loss at chance hardly depends on it
         self.chance_loss = ctc.guessing_loss(
             texts, [6 * len(text) for text in texts], tokens=len(vocabulary), blank=vocabulary.blank
         )
 
-    chance_loss = 3.0  # before a network is loaded, which brings the alphabet
+    def _note(self, said: str) -> None:
+        if said not in self.notes:
+            self.notes = (*self.notes, said)
 
-    def _recordings(self, split: str) -> Recordings:
+    def _recordings(self, split: str) -> tuple[Recordings, list[int]]:
+        """The recordings that say something in the network's alphabet, spelled in it, and their samples' number."""
         if split not in self._read:
+            vocabulary = self.vocabulary
             found = self.recordings(split, self._prepared.rate)
-            spelled = [self.vocabulary.spelled(text) for text in found.texts]
+            spelled = [vocabulary.spelled(text) for text in found.texts]
             kept = [i for i, text in enumerate(spelled) if text]
             if not kept:
-                raise UserError(f"Split {split} of task {self.name} has no transcript in the network's alphabet.")
-            self._read[split] = Recordings(
-                [self._long_enough(found.samples[i]) for i in kept], [spelled[i] for i in kept]
-            )
+                raise UserError(
+                    f"Split {split} of task {self.name} has no recording to use (of {len(found.texts)}): either the "
+                    "data set has too few, or none says anything in the network's alphabet."
+                )
+            rest = Recordings(found.select(kept).samples, [spelled[i] for i in kept])
+            self._read[split] = (rest, rest.lengths())
         return self._read[split]
 
     def _long_enough(self, wave: np.ndarray) -> np.ndarray:
@@ -231,13 +249,8 @@ class SpeechTask(Task):
         return Transcripts(labels, torch.tensor([len(letters) for letters in encoded]), frames, tuple(texts))
 
     def fingerprint(self) -> str:
-        """Hash of the training recordings as the network gets them, and of what is said in them."""
-        found = self._recordings("train")
-        digest = hashlib.sha256(f"{self._prepared}".encode())
-        for wave, text in zip(found.samples, found.texts, strict=True):
-            digest.update(f"{text}{len(wave)}".encode())
-            digest.update(np.ascontiguousarray(wave).data)
-        return digest.hexdigest()
+        """Hash of the training recordings, of what is said in them, and of how they are prepared."""
+        return hashlib.sha256(f"{self._prepared}{self._recordings('train')[0].fingerprint()}".encode()).hexdigest()
 
 
 class LibriSpeechTask(SpeechTask):
@@ -267,22 +280,22 @@ class LibriSpeechTask(SpeechTask):
 
     def recordings(self, split: str, rate: int) -> Recordings:
         if split == BENCHMARK:
-            return _decoded(self._benchmark, rate, f"{self.where} ({split})")
+            return _decoded(self._benchmark, rate, "the benchmark")
         found = _decoded(self._splits[split], rate, f"{self.where} ({split})")
         if split != "train":
             return found
-        kept = [i for i, wave in enumerate(found.samples) if len(wave) <= LONGEST_SECONDS * rate]
+        kept = [i for i, length in enumerate(found.lengths()) if length <= LONGEST_SECONDS * rate]
         if len(kept) < len(found.texts):
             left = len(found.texts) - len(kept)
-            self.notes += (f"{left} training recordings of more than {LONGEST_SECONDS:g} s were left out",)
-        return Recordings([found.samples[i] for i in kept], [found.texts[i] for i in kept])
+            self._note(f"{left} training recordings of more than {LONGEST_SECONDS:g} s were left out")
+        return found.select(kept)
 
-    def transcripts(self) -> Sequence[str]:
-        return hub.recordings(self._splits["train"], self.where)[1]
+    def transcripts(self, split: str) -> Sequence[str]:
+        return hub.recordings(self._splits[split], f"{self.where} ({split})")[1]
 
     def add_benchmark(self, where: str) -> str:
         """`where`: a folder or hub id; its test split is taken, or else validation, or else train."""
-        found, _ = hub.open_recordings(where)
+        found, _ = hub.open_recordings(where, option="--benchmark")
         split = next((name for name in ("test", "validation", "train") if name in found), None)
         if split is None:
             raise UserError(f"{where} has no split test, validation or train.")
@@ -295,20 +308,23 @@ class LibriSpeechTask(SpeechTask):
     ) -> LoadedModel:
         """`name`: a folder or hub id, or one of `BUILT_IN` with `:train`, `:train=EPOCHS` or `:untrained` after it."""
         base, how = split_name(name or self.model_names[0])
+        if weights is not None and how:
+            raise UserError(f"--model {name} and --weights contradict each other: write --model {base}.")
         if base in pretrained_ctc.BUILT_IN:
             return self._from_nothing(base, how, weights, cache_dir, progress)
         config = pretrained.configuration(base, SPEECH)
         prepared = pretrained_ctc.preparation(base)
-        if how == "untrained" or not pretrained_ctc.is_finished(config) or how:
-            alphabet = ctc.made_vocabulary(self.transcripts())
-        else:
-            alphabet = pretrained_ctc.vocabulary(base, config)
+        finished = pretrained_ctc.is_finished(config) and not how
+        alphabet = (
+            pretrained_ctc.vocabulary(base, config) if finished else ctc.made_vocabulary(self.transcripts("train"))
+        )
         config = pretrained_ctc.with_head(config, alphabet)
         self.use(config, alphabet, prepared)
         if how == "untrained":
             return self._untrained(base, config)
-        if pretrained_ctc.is_finished(config) and not how:
-            encoder = pretrained.trained(base, config, "ctc")
+        if finished or weights is not None:
+            with torch.random.fork_rng(devices=[]):
+                encoder = pretrained.trained(base, config, "ctc", new_head=not finished)
             source = base
             if weights is not None:
                 weight_files.load(encoder.network, weights, name=base)
@@ -340,7 +356,7 @@ class LibriSpeechTask(SpeechTask):
                 f"only wav2vec2-small is made for), --model {base}:untrained takes random weights, to try out speed "
                 "alone; or give --weights FILE."
             )
-        alphabet = ctc.made_vocabulary(self.transcripts())
+        alphabet = ctc.made_vocabulary(self.transcripts("train"))
         config = pretrained_ctc.built_in(base, len(alphabet), alphabet.blank)
         self.use(config, alphabet, Preparation())
         if how == "untrained":
@@ -379,4 +395,4 @@ HUB_ID = "openslr/librispeech_asr"
 
 def _decoded(split: Any, rate: int, where: str) -> Recordings:
     stored, texts = hub.recordings(split, where)
-    return Recordings([audio.read(s, rate, where=f"{where}: recording {i}") for i, s in enumerate(stored)], texts)
+    return Recordings(audio.Stored(stored, rate, where=where), texts)

@@ -14,9 +14,10 @@ import numpy as np
 from rlprune_edge.errors import UserError
 from rlprune_edge.tasks import pretrained, pretrained_ctc
 from rlprune_edge.tasks import weights as weight_files
+from rlprune_edge.tasks.audio import Recordings
 from rlprune_edge.tasks.ctc import made_vocabulary
 from rlprune_edge.tasks.pretrained_ctc import Preparation
-from rlprune_edge.tasks.speech import Recordings, SpeechTask
+from rlprune_edge.tasks.speech import SpeechTask
 from rlprune_edge.tasks.task import LoadedModel, Progress
 from rlprune_edge.tasks.trainer import BaselineRecipe, train_baseline
 
@@ -78,8 +79,8 @@ class ToySpeechTask(SpeechTask):
         rng = np.random.default_rng([SEED, list(SIZES).index(split)])
         return Recordings([spoken(text, rng) for text in self._texts[split]], self._texts[split])
 
-    def transcripts(self) -> Sequence[str]:
-        return self._texts["train"]
+    def transcripts(self, split: str) -> Sequence[str]:
+        return self._texts[split]
 
     def model(
         self, name: str | None, *, weights: Path | None, cache_dir: Path, progress: Progress | None = None
@@ -87,7 +88,7 @@ class ToySpeechTask(SpeechTask):
         name = name or self.model_names[0]
         if name not in self.model_names:
             raise UserError(f"Task toy-speech has no model {name!r}; it has {', '.join(self.model_names)}.")
-        alphabet = made_vocabulary(self.transcripts())
+        alphabet = made_vocabulary(self.transcripts("train"))
         # A group norm after the first convolution, as in Wav2Vec2's base model; but norms before the sub-layers, with
         # which it learns from random weights in a minute.
         config = pretrained_ctc.small(

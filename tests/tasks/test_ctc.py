@@ -54,6 +54,30 @@ def test_greedy_decoding(said: str, heard: str) -> None:
     assert ALPHABET.greedy(frames(said)) == heard
 
 
+def test_marks_leave_nothing_and_letters_of_two_signs_are_letters() -> None:
+    alphabet = ctc.Vocabulary(("<pad>", "<s>", "?", "[SP]", "a", "ch"), blank=0, delimiter="[SP]", unknown=2)
+    assert alphabet.unwritten == ["<pad>", "<s>", "?"]
+    assert alphabet.greedy(torch.eye(6)[[1, 5, 0, 4, 3, 2, 4]]) == "cha a"
+    assert alphabet.spelled("a? A") == "a a"
+
+
+def test_a_constant_answer_at_the_best_share_has_the_guessing_loss() -> None:
+    labels, long = [[2, 3, 2], [4, 2, 3]], [18, 18]
+    counts = torch.ones(6)
+    for label in labels:
+        counts += torch.bincount(torch.tensor(label), minlength=6)
+    counts[0] = 0.0
+
+    def constant(share: float) -> float:
+        probabilities = (1 - share) * counts / counts.sum()
+        probabilities[0] = share
+        logits = (probabilities.log() + 7.0).expand(2, 18, 6)  # the loss normalises them
+        return float(ctc.loss(logits, torch.tensor(labels), torch.tensor(long), torch.tensor([3, 3]), blank=0))
+
+    best = min(constant(0.05 * i) for i in range(1, 20))
+    assert ctc.guessing_loss(labels, long, tokens=6, blank=0) == pytest.approx(best, rel=1e-5)
+
+
 def test_the_loss_of_a_batch_is_the_mean_of_its_recordings() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 20, 8), torch.tensor([[1, 2, 3], [4, 5, 0]])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,11 +18,11 @@ import soundfile
 import torch
 
 from rlprune_edge.errors import UserError
-from rlprune_edge.tasks import pretrained_ctc
+from rlprune_edge.tasks import pretrained_ctc, speech
 from rlprune_edge.tasks.catalog import load_task
 from rlprune_edge.tasks.speech import LibriSpeechTask
 from rlprune_edge.tasks.task import BENCHMARK
-from rlprune_edge.tasks.toy_speech import ToySpeechTask, spoken
+from rlprune_edge.tasks.toy_speech import LETTERS, ToySpeechTask, spoken
 
 import transformers  # isort: skip  # after pretrained.py has made it importable
 
@@ -34,10 +35,13 @@ def recorded(text: str, seed: int, rate: int = 4000) -> bytes:
     return buffer.getvalue()
 
 
-def written(path: Path, texts: list[str]) -> None:
+def written(path: Path, texts: list[str], *, spoilt: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     features = datasets.Features({"audio": datasets.Audio(), "text": datasets.Value("string")})
-    rows = [{"bytes": recorded(text, i), "path": f"{i}.flac"} for i, text in enumerate(texts)]
+    heard = [
+        b"junk" if spoilt else recorded("".join(c for c in t if c in LETTERS) or "A", i) for i, t in enumerate(texts)
+    ]
+    rows = [{"bytes": content, "path": f"{i}.flac"} for i, content in enumerate(heard)]
     audio = pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     table = pa.table({"audio": audio, "text": texts}).cast(features.arrow_schema)
     pq.write_table(table.replace_schema_metadata(features.arrow_schema.metadata), path)
@@ -179,6 +183,79 @@ def test_too_short_a_recording_to_time_is_refused(data: Path, network: Any, tmp_
     task = task_of(data, network(), tmp_path, audio_seconds=0.001)
     with pytest.raises(UserError, match=r"--audio-seconds 0.001 is too short: .* 0.00625"):
         task.example_input()
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf")])
+def test_seconds_that_make_no_sense_are_refused(data: Path, seconds: float) -> None:
+    with pytest.raises(UserError, match=r"--audio-seconds .* makes no sense"):
+        LibriSpeechTask(str(data), audio_seconds=seconds)
+
+
+def test_recordings_outside_of_the_alphabet_are_counted_not_hidden(network: Any, tmp_path: Path) -> None:
+    written(tmp_path / "d" / "train-00000-of-00001.parquet", TEXTS * 4)
+    written(tmp_path / "d" / "test-00000-of-00001.parquet", ["12", "A BED", "Ünö"])
+    task = task_of(tmp_path / "d", network(), tmp_path)
+    assert task.size("test") == 1
+    assert task.notes[-1] == "left out of test, since they say nothing in the network's alphabet: 2 of 3 recordings"
+    assert len(task.notes) == 3
+
+
+def test_a_language_that_the_network_cannot_write_is_refused(network: Any, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        written(tmp_path / "d" / f"{split}-00000-of-00001.parquet", ["12 3"] * 20)
+    with pytest.raises(UserError, match=r"such as '12 3', can be written in the network's alphabet, \| A B C D E F\."):
+        task_of(tmp_path / "d", network(), tmp_path)
+
+
+def test_long_recordings_are_left_out_of_training_alone(
+    data: Path, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = task_of(data, network(), tmp_path)
+    lengths = {split: whole._recordings(split)[1] for split in ("train", "search", "test")}
+    limit = sorted(lengths["train"])[20]
+    monkeypatch.setattr(speech, "LONGEST_SECONDS", limit / 4000)
+    task = task_of(data, tmp_path / "wav2vec2-group", tmp_path)
+    kept = sum(length <= limit for length in lengths["train"])
+    assert (task.size("train"), task.size("search"), task.size("test")) == (kept, 4, 3)
+    assert f"{32 - kept} training recordings of more than" in task.notes[-1]
+    assert max(lengths["search"]) > limit, "one that would have been left out of train"
+
+
+def test_a_damaged_recording_is_named(network: Any, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        written(tmp_path / "d" / f"{split}-00000-of-00001.parquet", ["A"] * 20, spoilt=True)
+    task = task_of(tmp_path / "d", network(), tmp_path)
+    with pytest.raises(UserError, match=r"d \(train\): recording 0 could not be decoded \(Format not recognised\)"):
+        task.example_input()
+
+
+def test_weights_of_a_file_go_into_the_network(data: Path, network: Any, tmp_path: Path) -> None:
+    folder = network()
+    other = transformers.AutoModelForCTC.from_pretrained(folder)
+    torch.nn.init.constant_(other.lm_head.bias, 0.5)
+    other.save_pretrained(tmp_path / "other")
+    file = tmp_path / "other" / "model.safetensors"
+    loaded = LibriSpeechTask(str(data)).model(str(folder), weights=file, cache_dir=tmp_path)
+    assert loaded.source == "file model.safetensors"
+    assert torch.equal(loaded.module.network.lm_head.bias, torch.full((9,), 0.5))
+    for how in ("train", "untrained"):
+        with pytest.raises(UserError, match="contradict each other: write --model wav2vec2-small"):
+            LibriSpeechTask(str(data)).model(f"wav2vec2-small:{how}", weights=file, cache_dir=tmp_path)
+
+
+def test_a_folder_without_its_vocabulary_is_refused(data: Path, network: Any, tmp_path: Path) -> None:
+    folder = network()
+    (folder / "vocab.json").unlink()
+    with pytest.raises(UserError, match=r"has no vocab.json, which names the letters"):
+        task_of(data, folder, tmp_path)
+
+
+def test_a_network_that_is_neither_here_nor_on_the_hub_names_the_option(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"could not be fetched from the hub .* --model FOLDER"):
+        LibriSpeechTask(str(data)).model("nobody/has-this", weights=None, cache_dir=tmp_path)
 
 
 def test_a_network_without_a_head_is_trained_with_an_alphabet_of_its_own(
