@@ -79,10 +79,10 @@ def test_quantities_that_are_not_understood() -> None:
 
 
 def test_what_is_asked_of_a_baselines_training_goes_by_the_recipes_names(tmp_path: Path) -> None:
-    request = make({"task": "imdb", "train_epochs": 4, "train_dropout": 0.0, "sequence_length": 64})
-    assert request.training == {"epochs": 4, "dropout": 0.0}
-    assert make({}).training is None
-    assert "--train-epochs 4 --train-dropout 0.0" in request.command()
-    assert "--sequence-length 64" in request.command()
-    request.save(tmp_path)
-    assert load(tmp_path) == request
+    asked = request.make({"task": "imdb", "train_epochs": 4, "train_dropout": 0.0, "sequence_length": 64})
+    assert asked.training == {"epochs": 4, "dropout": 0.0}
+    assert request.make({}).training is None
+    assert "--train-epochs 4 --train-dropout 0.0" in asked.command()
+    assert "--sequence-length 64" in asked.command()
+    asked.save(tmp_path)
+    assert request.load(tmp_path) == asked

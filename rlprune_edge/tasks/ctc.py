@@ -10,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+GRID_EXAMPLES = 10
+"""transcripts on which the share of blank in a constant answer is chosen"""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The letters that a network writes, in the order of its outputs."""
@@ -80,7 +84,7 @@ def loss(logits: Tensor, labels: Tensor, frames: Tensor, lengths: Tensor, *, bla
 def guessing_loss(labels: Sequence[Sequence[int]], frames: Sequence[int], *, tokens: int, blank: int) -> float:
     """The loss of the best answer that is the same in every frame of every recording: what a model knows at chance.
 
-    Letters get their shares among all `labels`, and blank the share (of a coarse grid) that is best.
+    Letters get their shares among all `labels`, and blank the share (of a coarse grid) that is best for the first few.
     """
     counts = torch.ones(tokens)  # no share is zero, or one rare letter would cost everything
     for label in labels:
@@ -88,11 +92,16 @@ def guessing_loss(labels: Sequence[Sequence[int]], frames: Sequence[int], *, tok
     counts[blank] = 0.0
     longest = max(len(label) for label in labels)
     padded = torch.tensor([[*label, *[blank] * (longest - len(label))] for label in labels])
-    best = float("inf")
-    for share in torch.linspace(0.05, 0.95, 19):
+    lengths, long = torch.tensor([len(label) for label in labels]), torch.tensor(frames)
+
+    def constant(share: float, count: int) -> float:
         probabilities = (1 - share) * counts / counts.sum()
         probabilities[blank] = share
-        constant = probabilities.log().expand(len(labels), max(frames), tokens)
-        lengths = torch.tensor([len(label) for label in labels])
-        best = min(best, float(loss(constant, padded, torch.tensor(frames), lengths, blank=blank)))
-    return best
+        logits = probabilities.log().expand(count, int(long[:count].max()), tokens)
+        return float(loss(logits, padded[:count], long[:count], lengths[:count], blank=blank))
+
+    # Each answer takes as long as a batch of training's loss does, and with long texts that is seconds.
+    best = min(
+        torch.linspace(0.05, 0.95, 19).tolist(), key=lambda share: constant(share, min(GRID_EXAMPLES, len(labels)))
+    )
+    return constant(best, len(labels))

@@ -33,10 +33,12 @@ from rlprune_edge.tasks.trainer import BaselineRecipe, train_baseline
 AUDIO_SECONDS = 5.0
 LONGEST_SECONDS = 20.0
 """of a training recording: longer ones are left out, since one alone would decide how much memory training takes"""
-CHANCE_EXAMPLES = 200
+CHANCE_EXAMPLES = 50
+"""transcripts from which the loss at chance is computed"""
 
+# Spoken digits (2,160 recordings): 5.9 % of the validation words wrong after 20 epochs, 9.6 % after 15.
 FROM_NOTHING = BaselineRecipe(
-    epochs=40, learning_rate=1e-3, batch_size=16, weight_decay=0.01, warmup_steps=500, dropout=None
+    epochs=20, learning_rate=1e-3, batch_size=16, weight_decay=0.01, warmup_steps=500, dropout=None
 )
 FROM_PRETRAINED = dataclasses.replace(FROM_NOTHING, epochs=10, learning_rate=5e-5)
 

@@ -103,8 +103,8 @@ class TextTask(Task):
                 found += row[1:-1]
                 if len(found) >= length:
                     break
-            found = (found * (length // len(found) + 1))[:length]
-        return self.tokenizer.batch([[*found[: length - 1], found[-1]] if len(found) > length else found])
+            found = [*(found * (length // len(found) + 1))[: length - 1], rows[0][-1]]
+        return self.tokenizer.batch([[*found[: length - 1], found[-1]]])
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of logits [N, classes]."""
@@ -225,6 +225,8 @@ class ImdbTask(TextTask):
     ) -> LoadedModel:
         """`name`: a folder or hub id, also with `:train`, `:train=EPOCHS` or `:untrained` (random weights) after it."""
         base, how = split_name(name or self.model_names[0])
+        if weights is not None and how:
+            raise UserError(f"--model {name} and --weights contradict each other: write --model {base}.")
         labels = self.labels or []
         if how == "untrained":
             return self._untrained(base)

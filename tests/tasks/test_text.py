@@ -143,7 +143,9 @@ def test_the_timed_text_has_exactly_the_length_that_was_asked_for(
 def test_short_texts_are_joined_where_none_is_long_enough(tmp_path: Path, network: Any) -> None:
     short = written(tmp_path / "short", {"train": (["good", "bad"] * 20, [1, 0] * 20), "test": (["good"], [1])})
     task = task_of(short, network(), tmp_path, sequence_length=16)
-    assert task.example_input().tensors["input_ids"].shape == (1, 16)
+    (row,) = task.example_input().tensors["input_ids"].tolist()
+    assert (len(row), row[0], row[-1]) == (16, 2, 3)
+    assert not {2, 3} & set(row[1:-1])
 
 
 def test_long_texts_are_cut_and_the_figures_say_so(data: Path, network: Any, tmp_path: Path) -> None:
@@ -234,6 +236,9 @@ def test_weights_from_a_file_go_into_the_network(data: Path, network: Any, tmp_p
     loaded = task.model(str(folder), weights=tmp_path / "weights.pt", cache_dir=tmp_path)
     assert torch.equal(loaded.module.network.classifier.weight, state["classifier.weight"])
     assert loaded.source == "file weights.pt"
+    for how in ("untrained", "train=2"):
+        with pytest.raises(UserError, match=r"--weights contradict each other: write --model .*tiny"):
+            task.model(f"{folder}:{how}", weights=tmp_path / "weights.pt", cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
