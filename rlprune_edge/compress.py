@@ -225,17 +225,17 @@ def _probe_sensitivity(run: Run) -> sensitivities.Sensitivity:
         cuts = sensitivities.probes(run.space)
         run.watcher.stage(f"sensitivity: {len(cuts)} single cuts, scored without the device")
         most = min(PROBE_EXAMPLES_MOST, run.request.search_examples or PROBE_EXAMPLES_MOST)
-        images = min(most, max(PROBE_EXAMPLES_LEAST, PROBE_MACS // run.baseline.macs))
-        calibration = list(_first(run.calibration, images // 3))
-        known = {"groups": {}, "blocks": {}, "images": images}
+        count = min(most, max(PROBE_EXAMPLES_LEAST, PROBE_MACS // run.baseline.macs))
+        calibration = list(_first(run.calibration, count // 3))
+        known = {"groups": {}, "blocks": {}, "examples": count}
         # the uncut model with its statistics taken from the same inputs: what is compared is the cut alone
         whole = cut.apply(run.loaded.module, run.groups, run.ranking, run.space.uncut())
         run.heal(whole, calibration)
-        uncut = run.task.score(whole.module, "search", limit=images).loss
+        uncut = run.task.score(whole.module, "search", limit=count).loss
         for number, (name, width, plan) in enumerate(cuts, start=1):
             probe = cut.apply(run.loaded.module, run.groups, run.ranking, plan)
             run.heal(probe, calibration)
-            loss = run.task.score(probe.module, "search", limit=images).loss
+            loss = run.task.score(probe.module, "search", limit=count).loss
             cost = 1.0 - reward.loss_quality(loss, uncut_loss=uncut, chance_loss=run.task.chance_loss)
             if width is None:
                 known["blocks"][name] = cost

@@ -137,7 +137,7 @@ def _finalists(report: Figures) -> str:
         for f in finalists
     ]
     caption = (
-        "Before: on the search split, BatchNorm recalibrated only. After: on the validation split, by which the "
+        "Before: on the search split, healed without training. After: on the validation split, by which the "
         f"choice is made. Latency: {settings(report, finalists)}."
     )
     return _plot("Fine-tuning of the finalists", caption, plots.recovery(report), _table(rows, numbers_from=1))

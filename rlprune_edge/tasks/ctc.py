@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 GRID_EXAMPLES = 10
 """transcripts on which the share of blank in a constant answer is chosen"""
 

@@ -37,9 +37,7 @@ CHANCE_EXAMPLES = 50
 """transcripts from which the loss at chance is computed"""
 
 # Spoken digits (2,160 recordings): 5.9 % of the validation words wrong after 20 epochs, 9.6 % after 15.
-FROM_NOTHING = BaselineRecipe(
-    epochs=20, learning_rate=1e-3, batch_size=16, weight_decay=0.01, warmup_steps=500, dropout=None
-)
+FROM_NOTHING = BaselineRecipe(epochs=20, learning_rate=1e-3, batch_size=16, warmup_steps=500, dropout=None)
 FROM_PRETRAINED = dataclasses.replace(FROM_NOTHING, epochs=10, learning_rate=5e-5)
 
 
