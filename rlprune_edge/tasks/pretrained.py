@@ -101,6 +101,18 @@ def is_finished(config: Any, classes: int) -> bool:
     return any("ForSequenceClassification" in name for name in named) and int(config.num_labels) == classes
 
 
+def same_order(config: Any, labels: Sequence[str]) -> bool:
+    """Whether a finished classifier's own names for its classes, if it has any, allow the data's order of them."""
+    theirs = [str(config.id2label.get(number, "")).lower() for number in range(len(labels))]
+    ours = [label.lower() for label in labels]
+
+    def alike(one: str, other: str) -> bool:  # `neg` and `NEGATIVE`
+        return bool(one and other) and (one.startswith(other) or other.startswith(one))
+
+    known = all(any(alike(one, other) for other in ours) for one in theirs)
+    return not known or all(alike(one, other) for one, other in zip(theirs, ours, strict=True))
+
+
 def with_head(config: Any, labels: Sequence[str], *, dropout: float | None = None) -> Any:
     """The configuration for these classes. `dropout`: share left out before the classifier; `None`: as it was."""
     config.num_labels = len(labels)

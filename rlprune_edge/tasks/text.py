@@ -200,7 +200,10 @@ class ImdbTask(TextTask):
     def examples(self, split: str) -> Examples:
         if split not in self._read:
             rows, where = self._splits[split], f"{self.where} ({split})"
-            self._read[split] = (hub.texts(rows, self.column, where), hub.class_labels(rows, where)[0])
+            targets = hub.class_labels(rows, where)[0]
+            if int(targets.max()) >= len(self.labels or ()):
+                raise UserError(f"{where} has the class number {int(targets.max())}, which train does not have.")
+            self._read[split] = (hub.texts(rows, self.column, where), targets)
         return self._read[split]
 
     def add_benchmark(self, where: str) -> str:
@@ -233,6 +236,13 @@ class ImdbTask(TextTask):
         config = pretrained.configuration(base, TEXT)
         self.use(pretrained.tokenizer(base, config), config)
         if weights is not None or (not how and pretrained.is_finished(config, len(labels))):
+            if weights is None and not pretrained.same_order(config, labels):
+                theirs = ", ".join(config.id2label.values())
+                raise UserError(
+                    f"The classifier of {base} has its classes in another order ({theirs}) than {self.where} "
+                    f"({', '.join(labels)}): it would be judged upside down. Renumber the data's labels, or train a "
+                    f"new classifier: --model {base}:train."
+                )
             encoder = pretrained.trained(
                 base, pretrained.with_head(config, labels), "classifier", new_head=weights is not None
             )

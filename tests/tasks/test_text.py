@@ -206,6 +206,35 @@ def test_a_finished_classifier_is_used_as_it_is(data: Path, network: Any, tmp_pa
     assert task.preprocessing["inputs"] == list(x.tensors)
 
 
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [(["NEGATIVE", "POSITIVE"], False), (["POSITIVE", "NEGATIVE"], True), (["LABEL_0", "LABEL_1"], False)],
+)
+def test_a_classifier_with_its_classes_in_another_order_is_refused(
+    data: Path, network: Any, tmp_path: Path, names: list[str], refused: bool
+) -> None:
+    folder = network(finished=True)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    task = ImdbTask(str(data), max_length=16, sequence_length=8)
+    if refused:
+        with pytest.raises(UserError, match=r"in another order \(POSITIVE, NEGATIVE\) than .* \(neg, pos\)"):
+            task.model(str(folder), weights=None, cache_dir=tmp_path)
+    else:
+        assert task.model(str(folder), weights=None, cache_dir=tmp_path).source == str(folder)
+
+
+def test_a_class_that_train_does_not_have_is_named(tmp_path: Path, network: Any) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for split, labels in {"train": [0, 1] * 20, "test": [0, 2]}.items():
+        pq.write_table(pa.table({"text": ["good"] * len(labels), "label": labels}), folder / f"{split}.parquet")
+    task = task_of(folder, network(), tmp_path)
+    with pytest.raises(UserError, match="has the class number 2, which train does not have"):
+        task.size("test")
+
+
 def test_an_encoder_without_a_classifier_is_trained_and_kept(data: Path, network: Any, tmp_path: Path) -> None:
     folder, cache = network(), tmp_path / "cache"
     training = {"epochs": 2, "learning_rate": 5e-3}
