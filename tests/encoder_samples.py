@@ -57,6 +57,8 @@ def encoder(family: str, seed: int = 0) -> Encoder:
         for name, weight in network.named_parameters():
             if weight.dim() > 1 and "embed" not in name and "conv" not in name:
                 torch.nn.init.normal_(weight, std=0.3)
+            elif weight.dim() == 1:  # also of norms: as long as all are 1, nobody sees them in another order
+                weight.data += 0.3 * torch.randn_like(weight)
     return Encoder(network).eval()
 
 

@@ -153,9 +153,24 @@ def run_once(model: nn.Module, example: Input, hooks: Sequence[RemovableHandle])
 
 def remove(module: nn.Module, side: str, positions: list[int]) -> None:
     """Cut positions out of one side of one layer, in place, with torch-pruning's own surgery for that type of layer."""
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        _narrow_norm(module, positions)
+        return
     frozen = {name for name, p in module.named_parameters(recurse=False) if not p.requires_grad}
     surgery = tp.pruner.function.PrunerBox[tp.ops.module2type(module)]
     cut = surgery.prune_out_channels if side == "out" else surgery.prune_in_channels
     cut(module, positions)
     for name, parameter in module.named_parameters(recurse=False):
         parameter.requires_grad_(name not in frozen)
+
+
+def _narrow_norm(norm: nn.LayerNorm | nn.GroupNorm, positions: list[int]) -> None:
+    # torch-pruning 1.6.1 keeps a LayerNorm's channels in the order of a Python set, not theirs when few are left.
+    width = norm.weight.shape[0]
+    kept = [place for place in range(width) if place not in set(positions)]
+    for name, parameter in list(norm.named_parameters(recurse=False)):
+        setattr(norm, name, nn.Parameter(parameter.detach()[kept].clone(), requires_grad=parameter.requires_grad))
+    if isinstance(norm, nn.LayerNorm):
+        norm.normalized_shape = (len(kept),)
+    else:
+        norm.num_channels = len(kept)
