@@ -315,10 +315,18 @@ def bundle_inspect(bundle_dir: Annotated[Path, typer.Argument(help="Folder of a 
 @bundle_app.command("run")
 def bundle_run(
     bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    array: Annotated[Path, typer.Argument(help="A .npy file with one raw input or a batch.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="A .npy array, an image, a recording, or texts line by line.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="A text instead, for models of texts.")] = None,
 ) -> None:
     """Run a bundle's model on an input and print what it says as JSON."""
-    from rlprune_edge.bundle.verify import read_input
-    from rlprune_edge.bundle.verify import run as run_bundle
+    from rlprune_edge.bundle import verify as bundles
 
-    typer.echo(json.dumps(run_bundle(bundle_dir, read_input(array))))
+    if file is not None and text is None:
+        answer = bundles.run_file(bundle_dir, file)
+    elif text is not None and file is None:
+        answer = bundles.run(bundle_dir, text)
+    else:
+        raise UserError("Give one input: a file, or --text with a text.")
+    typer.echo(json.dumps(answer))

@@ -27,10 +27,10 @@ HOMES = {
     "datasets": ("rlprune_edge/tasks/hub.py",),
     "sklearn": ("rlprune_edge/tasks/digits.py",),
     "transformers": tuple(f"rlprune_edge/tasks/{name}.py" for name in ("pretrained", "pretrained_ctc", "trainer")),
-    "tokenizers": ("rlprune_edge/tasks/pretrained.py",),
+    "tokenizers": ("rlprune_edge/tasks/pretrained.py", "rlprune_edge/bundle/tokens.py"),  # the latter runs without us
     "optimum": ("rlprune_edge/export/transformers_export.py",),
     "jiwer": ("rlprune_edge/tasks/speech.py",),
-    "soundfile": ("rlprune_edge/tasks/audio.py",),
+    "soundfile": ("rlprune_edge/tasks/audio.py", "rlprune_edge/bundle/speech.py"),  # likewise
     "scipy": ("rlprune_edge/tasks/audio.py",),
     "safetensors": ("rlprune_edge/tasks/weights.py",),
     "plotly": ("rlprune_edge/report_html.py",),

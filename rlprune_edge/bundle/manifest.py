@@ -91,6 +91,7 @@ def parse(data: bytes, where: str = MANIFEST) -> Manifest:
             raise BundleError(f"{where}: the sha256 of {name!r} is not 64 lower-case hexadecimal digits")
     if "model.onnx" not in raw["files"]:
         raise BundleError(f"{where}: 'files' does not list model.onnx")
+    _check_tokenizer(raw, where)
     for key in ("absolute", "relative"):
         value = raw["tolerance"].get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
@@ -106,6 +107,18 @@ def _check_format(number: object, where: str) -> None:
         raise BundleError(
             f"{where} has format {number}, newer than the format {FORMAT} that this version reads: upgrade rlprune-edge"
         )
+
+
+def _check_tokenizer(raw: dict[str, Any], where: str) -> None:
+    found = raw.get("tokenizer")
+    if found is not None and (not isinstance(found, dict) or not isinstance(found.get("kind"), str)):
+        raise BundleError(f"{where}: 'tokenizer' must be an object with 'file' and 'kind'")
+    named = [found.get("file")] if found is not None else []
+    if raw["preprocessing"].get("kind") == "text":
+        named.append(raw["preprocessing"].get("tokenizer"))
+    for file in named:
+        if not isinstance(file, str) or file not in raw["files"]:
+            raise BundleError(f"{where}: the tokenizer's file {file!r} is not listed in 'files'")
 
 
 def _check_tensor(spec: object, where: str) -> str:

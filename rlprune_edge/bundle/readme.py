@@ -14,12 +14,24 @@ _ROWS = {
     "memory_mb": "memory, MB",
 }
 
-_IMAGE = "python predict.py array.npy        # or an image file, with Pillow installed"
-_APP = 'From an app: `import predict; predict.load("this/folder").predict(array)["label"]`.'
-_APP_PREPARED = (
-    "From an app: prepare the inputs as `preprocessing` in `manifest.json` says (a text with the tokenizer beside it), "
+_IMAGE = ("python predict.py array.npy        # or an image file, with Pillow installed",)
+_COMMANDS = {
+    "none": _IMAGE,
+    "image": _IMAGE,
+    "text": (
+        'python predict.py --text "a line of text"',
+        "python predict.py texts.txt        # one text in each line",
+    ),
+    "audio": ("python predict.py speech.wav       # FLAC and others with soundfile installed",),
+}
+_GIVEN = {"none": 'predict(array)["label"]', "image": 'predict(array)["label"]', "text": 'predict("a text")["label"]',
+          "audio": 'predict(samples)["text"]'}  # fmt: skip
+_PREPARED = (
+    "From an app: prepare the inputs as `preprocessing` in `manifest.json` says, "
     'then `import predict; predict.load("this/folder").run({"name": array})`.'
 )
+_OWN_TOKENIZERS = ("wordpiece", "bpe")
+"""that predict.py needs no package for"""
 
 
 def readme(manifest: Mapping[str, Any]) -> str:
@@ -32,7 +44,13 @@ def readme(manifest: Mapping[str, Any]) -> str:
     settings = ", ".join(
         f"{text} {measurement[key]}" for key, text in (("threads", "threads:"), ("mode", "mode:")) if key in measurement
     )
-    images = manifest["preprocessing"].get("kind") in ("image", "none")
+    kind = str(manifest["preprocessing"].get("kind"))
+    foreign = kind == "text" and (manifest.get("tokenizer") or {}).get("kind") not in _OWN_TOKENIZERS
+    app = f'From an app: `import predict; predict.load("this/folder").{_GIVEN[kind]}`.' if kind in _GIVEN else _PREPARED
+    if kind == "audio":
+        app += (
+            f" `samples` is an array of floats in -1..1 at {manifest['preprocessing'].get('sampling_rate')} per second."
+        )
     rows = []
     for key, title in _ROWS.items():
         cells = [_cell(metrics[side], key) for side in ("baseline", "compressed")]
@@ -52,13 +70,13 @@ def readme(manifest: Mapping[str, Any]) -> str:
         "## Run it",
         "",
         "```",
-        "python -m pip install numpy onnxruntime",
+        "python -m pip install numpy onnxruntime" + (" tokenizers" if foreign else ""),
         "python predict.py --golden 0",
-        *([_IMAGE] if images else []),
+        *_COMMANDS.get(kind, ()),
         "sha256sum -c SHA256SUMS",
         "```",
         "",
-        _APP if images else _APP_PREPARED,
+        app,
         "",
         f"Licence of the model: {manifest.get('licence') or 'not stated'}.",
         "",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rlprune_edge.bundle.predict_template import Model
 
-__all__ = ["BundleError", "canonical_sums", "inspect", "main", "read_input", "run", "sha256_of", "verify"]
+__all__ = ["BundleError", "canonical_sums", "inspect", "main", "read_input", "run", "run_file", "sha256_of", "verify"]
 
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
@@ -56,12 +56,22 @@ def inspect(bundle_dir: Path) -> dict[str, Any]:
     return _check_files(Path(bundle_dir))[0].raw
 
 
-def run(bundle_dir: Path, array: np.ndarray, top: int = 5) -> Any:
-    """Label and probabilities for raw values, as the bundle's own predict.py gives them. Raises BundleError."""
+def run(bundle_dir: Path, given: Any, top: int = 5) -> Any:
+    """What the bundle's own predict.py says of raw values: an array, a text or a list of them. Raises BundleError."""
     folder = Path(bundle_dir)
     _check_files(folder)
     try:
-        return _load(folder).predict(array, top)
+        return _load(folder).predict(given, top)
+    except _predict_error() as error:
+        raise BundleError(str(error)) from error
+
+
+def run_file(bundle_dir: Path, path: Path, top: int = 5) -> Any:
+    """The same for a file: a .npy array, an image, a recording, or texts line by line. Raises BundleError."""
+    folder = Path(bundle_dir)
+    _check_files(folder)
+    try:
+        return _load(folder).predict_file(path, top)
     except _predict_error() as error:
         raise BundleError(str(error)) from error
 

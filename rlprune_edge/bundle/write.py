@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ RELATIVE_TOLERANCE = 1e-3
 
 Tensors = Mapping[str, np.ndarray]
 
+_OURS = ("model.onnx", "golden", "README.md", "LICENSE", MANIFEST, SUMS)
+_BESIDE_PREDICT = {"text": ("tokens.py",), "audio": ("speech.py",)}
+"""what predict.py reads for a kind of preprocessing"""
+
 
 def write_bundle(
     out_dir: Path,
@@ -44,7 +49,7 @@ def write_bundle(
     versions: dict[str, str],
     golden: Iterable[tuple[Tensors, Tensors]],
     extra: Mapping[str, Any],
-    files: Mapping[str, bytes] | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Path:
     """Write the bundle at `out_dir` and return that path; a bundle that is already there is replaced.
 
@@ -55,6 +60,9 @@ def write_bundle(
     `{"kind": "image", "size": [h, w], "channels": "RGB"|"BGR"|"L", "scale", "mean", "std", "layout", "dtype",
     "resize": "bilinear"|None, "raw_max"}`, worked off as: resize, x * scale, - mean, / std, layout. `raw_max` is the
     raw value of white; image files need it where that is not 255.
+    The other kinds are `{"kind": "text", "tokenizer": "tokenizer.json", "max_length", "padding"}`, and `{"kind":
+    "audio", "sampling_rate", "normalize", "min_samples", "decoding": {"kind": "ctc-greedy", "blank", "word_delimiter",
+    "skip"}}` with the output's tokens as `labels`.
     `files` are written beside the model: name in the bundle -> content, such as a tokenizer.
     `extra` goes into the manifest as it is (parameters, macs, licence, weights, plan, trial, tokenizer, tolerance); its
     `licence_text` becomes the file LICENSE.
@@ -92,7 +100,7 @@ def write_bundle(
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
-        _fill(partial, manifest, model=model, golden=golden, licence_text=licence_text, further=files or {})
+        _fill(partial, manifest, model=model, golden=golden, licence_text=licence_text, further=files)
         _put_in_place(partial, out_dir)
     except OSError as error:
         raise UserError(_explain(error, out_dir)) from error
@@ -112,9 +120,15 @@ def _fill(
     further: Mapping[str, bytes],
 ) -> None:
     shutil.copyfile(model, folder / "model.onnx")
+    kind = manifest["preprocessing"].get("kind")
+    copied = {"predict.py": "predict_template.py"} | {name: name for name in _BESIDE_PREDICT.get(str(kind), ())}
+    for name, template in copied.items():
+        shutil.copyfile(Path(__file__).with_name(template), folder / name)
+    taken = {name.lower() for name in (*_OURS, *copied)}  # not every file system keeps a and A apart
     for name, content in further.items():
-        if not is_safe_name(name) or (folder / name).exists():
+        if not is_safe_name(name) or name.split("/")[0].lower() in taken or (folder / name).exists():
             raise ValueError(f"{name!r} is no free name for a file in the bundle")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / "golden").mkdir()
     for number, (given, expected) in enumerate(golden):
@@ -124,7 +138,6 @@ def _fill(
                 "outputs": _save_all(folder, f"golden/{number}-output", expected),
             }
         )
-    shutil.copyfile(Path(__file__).with_name("predict_template.py"), folder / "predict.py")
     (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
     if licence_text:
         (folder / "LICENSE").write_text(licence_text, encoding="utf-8")

@@ -178,6 +178,7 @@ class SpeechTask(Task):
             "sampling_rate": prepared.rate,
             "normalize": prepared.normalise,
             "layout": "[batch, samples]",
+            "min_samples": pretrained_ctc.shortest(config),
             "dtype": "float32",
             "decoding": {
                 "kind": "ctc-greedy",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,19 @@ def write(parts: dict[str, Any]) -> Callable[..., Path]:
 @pytest.fixture
 def bundle(write: Callable[..., Path], tmp_path: Path) -> Path:
     return write(tmp_path / "bundle")
+
+
+@pytest.fixture
+def alone() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a bundle's predict.py where it lies, as a user does (bytecode may be written), without some packages."""
+
+    def alone(bundle: Path, *words: str, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        refused = ("torch", "onnx", "rlprune_edge", "transformers", "scipy", *without)
+        code = (
+            f"import runpy, sys; sys.modules.update(dict.fromkeys({refused!r})); sys.argv[:] = sys.argv[1:]; "
+            "runpy.run_path('predict.py', run_name='__main__')"
+        )
+        command = [sys.executable, "-I", "-c", code, "predict.py", *words]
+        return subprocess.run(command, cwd=bundle, capture_output=True, text=True)
+
+    return alone
