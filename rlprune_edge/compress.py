@@ -17,12 +17,12 @@ from rlprune_edge.device.station import Station
 from rlprune_edge.encoders import view
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import probes
-from rlprune_edge.inputs import Input, few
+from rlprune_edge.inputs import Input, few, named
 from rlprune_edge.journal import Journal
 from rlprune_edge.progress import Watcher
 from rlprune_edge.prune import cut, importance, recover, refit, space, structure
 from rlprune_edge.prune.graph import CoupledGroup
-from rlprune_edge.records import WidthTimes
+from rlprune_edge.records import PruningSpace, WidthTimes
 from rlprune_edge.request import Request
 from rlprune_edge.run import Run
 from rlprune_edge.run_folder import RunFolder
@@ -48,8 +48,11 @@ IMPORTANCE_INPUTS = 512
 IMPORTANCE_BATCH = 32
 # A transformer's examples are long and its units few: fewer examples, as many as so much work makes.
 ENCODER_RANKED = {"macs": 350_000_000_000, "least": 16, "most": IMPORTANCE_INPUTS}
-ENCODER_BATCH = 8
+# What the gradients of one batch keep grows with its work: half a minute of audio takes more than 1 GB.
+ENCODER_BATCH = {"macs": 100_000_000_000, "least": 1, "most": 8}
 ENCODER_REFIT = {"macs": 150_000_000_000, "least": 8, "most": 32}
+LENGTHS = 16
+"""training examples whose mean length says what one of them costs"""
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,10 @@ def _open(
     compute = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(compute)
     seen = view(model)
-    macs = described.macs(described.uncut())
+    one = 0 if seen is None else _macs_of_one(described, example, task, request.seed)
     criterion = request.importance or ("taylor" if seen is None else "fisher")
-    ranked_on = IMPORTANCE_INPUTS if seen is None else _as_many(macs, **ENCODER_RANKED)
-    batch = IMPORTANCE_BATCH if seen is None else ENCODER_BATCH
+    ranked_on = IMPORTANCE_INPUTS if seen is None else _as_many(one, **ENCODER_RANKED)
+    batch = IMPORTANCE_BATCH if seen is None else _as_many(one, **ENCODER_BATCH)
     ranking = importance.rank(
         model,
         groups,
@@ -155,7 +158,7 @@ def _open(
         watcher.note(f"left alone: {reason}")
     refit_on = request.calibration_examples
     if seen is not None:
-        refit_on = min(refit_on, _as_many(macs, **ENCODER_REFIT))
+        refit_on = min(refit_on, _as_many(one, **ENCODER_REFIT))
     calibration, targets = _calibration(request, task, model, groups, refit_on)
     return Run(
         request=request,
@@ -177,6 +180,17 @@ def _open(
         compute=compute,
         notes=[*task.notes, *loaded.notes],
     )
+
+
+def _macs_of_one(described: PruningSpace, example: Input, task: Task, seed: int) -> int:
+    """Multiply-accumulates of a training example, which may be many times as long as the one that is timed."""
+    lengths = [x for x, _ in task.batches("train", 1, seed=seed, limit=LENGTHS)]
+    mean = sum(_size(x) for x in lengths) / len(lengths)
+    return round(described.macs(described.uncut()) * mean / _size(example))
+
+
+def _size(x: Input) -> int:
+    return next(iter(named(x).values())).numel()
 
 
 def _as_many(one: int, *, macs: int, least: int, most: int) -> int:

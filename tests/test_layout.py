@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
-SPINE = {f"rlprune_edge/{name}.py" for name in ("run", "compress", "deliver", "measure", "cli", "cli_device")}
+SPINE = {
+    f"rlprune_edge/{name}.py" for name in ("run", "compress", "finalists", "deliver", "measure", "cli", "cli_device")
+}
 HOMES = {
     "torch_pruning": ("rlprune_edge/prune/graph.py",),
     "onnx": tuple(f"rlprune_edge/export/{name}.py" for name in ("onnx_graph", "probes", "skeleton", "work")),

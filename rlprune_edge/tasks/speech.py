@@ -24,11 +24,11 @@ from rlprune_edge.tasks import weights as weight_files
 from rlprune_edge.tasks.audio import Recordings
 from rlprune_edge.tasks.buckets import bucketed
 from rlprune_edge.tasks.ctc import Vocabulary
+from rlprune_edge.tasks.model_name import UNTRAINED, epochs_asked, split_name
 from rlprune_edge.tasks.pretrained_ctc import Preparation
 from rlprune_edge.tasks.splits import four_splits
 from rlprune_edge.tasks.task import BENCHMARK, SPLITS, Batches, LoadedModel, Progress, Recipe, Task
-from rlprune_edge.tasks.text import UNTRAINED, split_name
-from rlprune_edge.tasks.trainer import BaselineRecipe, train_baseline
+from rlprune_edge.tasks.trainer import BaselineRecipe, own_network, train_baseline
 
 AUDIO_SECONDS = 5.0
 LONGEST_SECONDS = 20.0
@@ -345,8 +345,7 @@ class LibriSpeechTask(SpeechTask):
         return LoadedModel(encoder, base, pretrained.described(encoder), f"{base}, fine-tuned here", said)
 
     def _recipe(self, recipe: BaselineRecipe, how: str) -> BaselineRecipe:
-        epochs = {"epochs": int(how.removeprefix("train="))} if "=" in how else {}
-        return recipe.with_changes(self._training | epochs)
+        return recipe.with_changes(self._training | epochs_asked(how))
 
     def _from_nothing(
         self, base: str, how: str, weights: Path | None, cache_dir: Path, progress: Progress | None
@@ -362,26 +361,15 @@ class LibriSpeechTask(SpeechTask):
         self.use(config, alphabet, Preparation())
         if how == "untrained":
             return self._untrained(base, config)
-        if weights is not None:
-            with torch.random.fork_rng(devices=[]):
-                encoder = pretrained.untrained(config, "ctc")
-            weight_files.load(encoder.network, weights, name=base)
-            return LoadedModel(encoder, base, pretrained.described(encoder), f"file {weights.name}")
-        encoder, notes = train_baseline(
+        return own_network(
             lambda: pretrained.untrained(config, "ctc"),
             self,
             self._recipe(FROM_NOTHING, how),
             name=base,
-            data=self.fingerprint(),
+            weights_file=weights,
+            fingerprint=self.fingerprint,
             cache_dir=cache_dir,
             progress=progress,
-        )
-        return LoadedModel(
-            encoder,
-            base,
-            pretrained.described(encoder),
-            "trained here",
-            (f"trained from nothing: {notes[0]}", *notes[1:]),
         )
 
     def _untrained(self, base: str, config: Any) -> LoadedModel:

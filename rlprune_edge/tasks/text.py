@@ -20,6 +20,7 @@ from rlprune_edge.tasks import hub, pretrained
 from rlprune_edge.tasks import weights as weight_files
 from rlprune_edge.tasks.arrays import guessing_loss
 from rlprune_edge.tasks.buckets import bucketed
+from rlprune_edge.tasks.model_name import UNTRAINED, epochs_asked, split_name
 from rlprune_edge.tasks.pretrained import Tokenizer
 from rlprune_edge.tasks.splits import four_splits
 from rlprune_edge.tasks.task import BENCHMARK, Batches, LoadedModel, Progress, Recipe, Task
@@ -30,7 +31,6 @@ Examples = tuple[Sequence[str], Tensor]
 
 MAX_LENGTH = 256
 SEQUENCE_LENGTH = 128
-UNTRAINED = "the network is untrained: its times and sizes mean something, its accuracy does not"
 
 
 class TextTask(Task):
@@ -251,7 +251,7 @@ class ImdbTask(TextTask):
                 weight_files.load(encoder.network, weights, name=base)
                 source = f"file {weights.name}"
             return LoadedModel(encoder, base, pretrained.described(encoder), source, licence=None)
-        recipe = self.training.with_changes({"epochs": int(how.removeprefix("train="))} if "=" in how else {})
+        recipe = self.training.with_changes(epochs_asked(how))
 
         def build() -> pretrained.Encoder:
             return pretrained.trained(
@@ -290,12 +290,3 @@ class ImdbTask(TextTask):
 
 
 HUB_IDS = {"imdb": "stanfordnlp/imdb", "sst2": "stanfordnlp/sst2"}
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """`NAME:how` -> (NAME, how); how is empty, `untrained`, `train` or `train=EPOCHS`."""
-    base, _, how = name.rpartition(":")
-    epochs = how.removeprefix("train=")
-    if base and (how in ("train", "untrained") or (how.startswith("train=") and epochs.isdecimal() and int(epochs))):
-        return base, how
-    return name, ""

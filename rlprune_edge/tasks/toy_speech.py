@@ -13,13 +13,12 @@ import numpy as np
 
 from rlprune_edge.errors import UserError
 from rlprune_edge.tasks import pretrained, pretrained_ctc
-from rlprune_edge.tasks import weights as weight_files
 from rlprune_edge.tasks.audio import Recordings
 from rlprune_edge.tasks.ctc import made_vocabulary
 from rlprune_edge.tasks.pretrained_ctc import Preparation
 from rlprune_edge.tasks.speech import SpeechTask
 from rlprune_edge.tasks.task import LoadedModel, Progress
-from rlprune_edge.tasks.trainer import BaselineRecipe, train_baseline
+from rlprune_edge.tasks.trainer import BaselineRecipe, own_network
 
 SIZES = {"train": 800, "search": 100, "validation": 100, "test": 150}
 SEED = 0
@@ -107,17 +106,14 @@ class ToySpeechTask(SpeechTask):
         )
         self.use(config, alphabet, Preparation(rate=RATE))
         description = "a tiny Wav2Vec2 for generated sounds, 3 layers, hidden 96, 4 heads"
-        if weights is not None:
-            encoder = pretrained.untrained(config, "ctc")
-            weight_files.load(encoder.network, weights, name=name)
-            return LoadedModel(encoder, name, description, f"file {weights.name}")
-        encoder, notes = train_baseline(
+        return own_network(
             lambda: pretrained.untrained(config, "ctc"),
             self,
             self.training,
             name=name,
-            data=self.fingerprint(),
+            description=description,
+            weights_file=weights,
+            fingerprint=self.fingerprint,
             cache_dir=cache_dir,
             progress=progress,
         )
-        return LoadedModel(encoder, name, description, "trained here", (f"trained from nothing: {notes[0]}",))

@@ -14,11 +14,10 @@ import torch
 
 from rlprune_edge.errors import UserError
 from rlprune_edge.tasks import pretrained
-from rlprune_edge.tasks import weights as weight_files
 from rlprune_edge.tasks.arrays import guessing_loss
 from rlprune_edge.tasks.task import LoadedModel, Progress
 from rlprune_edge.tasks.text import Examples, TextTask
-from rlprune_edge.tasks.trainer import BaselineRecipe, train_baseline
+from rlprune_edge.tasks.trainer import BaselineRecipe, own_network
 
 SIZES = {"train": 2400, "search": 300, "validation": 300, "test": 500}
 SEED = 0
@@ -134,17 +133,14 @@ class ToyTextTask(TextTask):
 
         self.use(pretrained.word_tokenizer(words, config()), config())
         description = "a tiny BERT for generated text, 4 layers, hidden 128, 4 heads"
-        if weights is not None:
-            encoder = pretrained.untrained(config(), "classifier")
-            weight_files.load(encoder.network, weights, name=name)
-            return LoadedModel(encoder, name, description, f"file {weights.name}")
-        encoder, notes = train_baseline(
+        return own_network(
             lambda: pretrained.untrained(config(), "classifier"),
             self,
             self.training,
             name=name,
-            data=self.fingerprint(),
+            description=description,
+            weights_file=weights,
+            fingerprint=self.fingerprint,
             cache_dir=cache_dir,
             progress=progress,
         )
-        return LoadedModel(encoder, name, description, "trained here", (f"trained from nothing: {notes[0]}",))

@@ -23,8 +23,8 @@ from torch import Tensor
 from rlprune_edge.errors import UserError
 from rlprune_edge.precision import has_bfloat16, mixed
 from rlprune_edge.tasks import weights
-from rlprune_edge.tasks.pretrained import Encoder
-from rlprune_edge.tasks.task import Progress, Task
+from rlprune_edge.tasks.pretrained import Encoder, described
+from rlprune_edge.tasks.task import LoadedModel, Progress, Task
 
 import transformers  # isort: skip  # after pretrained.py has made it importable
 
@@ -128,6 +128,35 @@ def train_baseline(
     weights.save(encoder, path, about=about)
     shutil.rmtree(unfinished, ignore_errors=True)
     return encoder.eval(), tuple(notes)
+
+
+def own_network(
+    build: Callable[[], Encoder],
+    task: Task,
+    recipe: BaselineRecipe,
+    *,
+    name: str,
+    description: str | None = None,
+    weights_file: Path | None,
+    fingerprint: Callable[[], str],
+    cache_dir: Path,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """A network that has no pretrained weights: those of `weights_file`, or trained here from nothing.
+
+    `fingerprint` hashes the training data; it is asked only where there is something to train.
+    """
+    if weights_file is None:
+        encoder, notes = train_baseline(
+            build, task, recipe, name=name, data=fingerprint(), cache_dir=cache_dir, progress=progress
+        )
+        source, notes = "trained here", (f"trained from nothing: {notes[0]}", *notes[1:])
+    else:
+        with torch.random.fork_rng(devices=[]):
+            encoder = build()
+        weights.load(encoder.network, weights_file, name=name)
+        source, notes = f"file {weights_file.name}", ()
+    return LoadedModel(encoder, name, description or described(encoder), source, notes)
 
 
 def _counted(number: int, noun: str) -> str:

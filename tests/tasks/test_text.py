@@ -16,8 +16,9 @@ import torch
 from rlprune_edge.errors import UserError
 from rlprune_edge.tasks import pretrained
 from rlprune_edge.tasks.catalog import load_task
+from rlprune_edge.tasks.model_name import split_name
 from rlprune_edge.tasks.task import BENCHMARK, Task
-from rlprune_edge.tasks.text import ImdbTask, split_name
+from rlprune_edge.tasks.text import ImdbTask
 from rlprune_edge.tasks.toy_text import ToyTextTask, review, vocabulary
 
 import transformers  # isort: skip  # after pretrained.py has made it importable
@@ -320,13 +321,18 @@ def test_built_in_names_need_no_network_and_make_their_own_vocabulary(data: Path
         ("folder/x:untrained", ("folder/x", "untrained")),
         ("x:train=4", ("x", "train=4")),
         ("x:train", ("x", "train")),
-        ("x:train=0", ("x:train=0", "")),
         ("C:/models/x", ("C:/models/x", "")),
         ("x", ("x", "")),
     ],
 )
 def test_what_is_to_be_done_stands_behind_the_name(name: str, parts: tuple[str, str]) -> None:
     assert split_name(name) == parts
+
+
+@pytest.mark.parametrize("epochs", ["0", "", "three", "-1", "1.5"])
+def test_a_number_of_epochs_that_is_none_is_told_from_a_name(epochs: str) -> None:
+    with pytest.raises(UserError, match=rf"{epochs!r} is no number of epochs: 1 or more, as in x:train=3"):
+        split_name(f"x:train={epochs}")
 
 
 # ---------------------------------------------------------------- toy-text

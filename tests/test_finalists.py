@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from samples import a_measurement, a_trial
 
-from rlprune_edge.deliver import _weights_matter, _with_margin, meets
+from rlprune_edge.finalists import _weights_matter, _with_margin, meets
 from rlprune_edge.records import Interval, Plan, Target
 
 PLAN = Plan({"a": 8, "block.b": 16}, ())

@@ -1,0 +1,239 @@
+"""The spine, part 3: the finalists are verified, fine-tuned, and the best that passes is the winner."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rlprune_edge.errors import CandidateError
+from rlprune_edge.prune import recover
+from rlprune_edge.records import Measurement, OnnxArtifact, Quality, Target, Trial
+from rlprune_edge.run import Run
+
+ROUNDS = 3
+"""of finalists"""
+WEIGHTS_MATTER = 0.03
+"""a candidate timed with made-up weights whose speed-up differs by more with its own is spoken of"""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The finalist that passed, fine-tuned, as it was measured last."""
+
+    trial: Trial
+    module: torch.nn.Module
+    quality: Quality
+    """on the validation split"""
+    reference: Quality
+    """the uncut model's, there"""
+    artifact: OnnxArtifact
+    measurement: Measurement
+
+
+def choose(run: Run) -> tuple[Winner | None, list[dict[str, Any]]]:
+    """The best finalist, `None` where none passes; beside it the histories of all that were fine-tuned.
+
+    The finalists are chosen by the search split, verified on the device before any training is spent on them and judged
+    after fine-tuning by the validation split. Where none of them passes, those come next that are faster by what the
+    first ones were slower than the search had seen them: of many noisy figures it picks the lucky ones.
+    """
+    histories: list[dict[str, Any]] = []
+    passed_over: set[str] = set()
+    shrunk = 1.0
+    for _ in range(ROUNDS):
+        run.watcher.stage("finalists: measured again, with their real weights")
+        finalists = _verified(run, passed_over, shrunk)
+        if not finalists:
+            break
+        winner, ratios = _judged(run, finalists, histories)
+        if winner is not None:
+            return winner, histories
+        passed_over |= {trial.plan.key for trial in finalists}
+        shrunk = min([shrunk, *ratios])
+    return None, histories
+
+
+def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -> tuple[Winner | None, list[float]]:
+    """Fine-tune the finalists; the best that passes, `None` if none does.
+
+    Beside it, for each that was measured: its final speed-up as a share of the one that the search had seen.
+    """
+    tuned: list[tuple[Trial, torch.nn.Module, Quality]] = []
+    ratios: list[float] = []
+    for place, trial in enumerate(finalists, start=1):
+        run.watcher.stage(f"fine-tuning finalist {place} of {len(finalists)}")
+        module, quality, history = _fine_tuned(run, trial)
+        tuned.append((trial, module, quality))
+        histories.append(history)
+    higher = 1 if run.task.metric.higher_is_better else -1
+    tuned.sort(key=lambda item: (-higher * item[2].metric, item[2].loss))
+    reference = run.task.score(run.loaded.module, "validation") if tuned else None
+    for trial, module, quality in tuned:
+        assert reference is not None
+        drop = run.task.metric.drop(reference.metric, quality.metric)
+        if run.request.target.max_drop is not None and drop > run.request.target.max_drop:
+            run.notes.append(
+                f"finalist {trial.plan.key} lost {drop:.2f} points on validation after fine-tuning, more than allowed"
+            )
+            continue
+        run.watcher.stage("final measurement, in turns with the uncut model")
+        try:
+            artifact, outputs = run.export(module, run.folder.scratch("model.onnx"), {})
+            measurement = run.measure(artifact, outputs, run.request.final_mode)
+        except CandidateError as error:
+            run.notes.append(f"finalist {trial.plan.key} failed after fine-tuning: {error}")
+            continue
+        seen = trial.measurement.speedup if trial.measurement else None
+        if seen and measurement.speedup:
+            ratios.append(measurement.speedup.value / seen.value)
+        if not meets(measurement, run.request.target):
+            run.notes.append(
+                f"finalist {trial.plan.key} was {reached(measurement)} in its final measurement and missed the target"
+            )
+            continue
+        return Winner(trial, module, quality, reference, artifact, measurement), ratios
+    return None, ratios
+
+
+def meets(measurement: Measurement, target: Target, *, firmly: bool = False) -> bool:
+    """Whether a measurement meets the target on every board; `firmly`: also at the unfavourable end of its interval."""
+    if not all(meets(other, target, firmly=firmly) for other in measurement.others):
+        return False
+    if firmly and "few_blocks" in measurement.flags:  # its ends are those of a range
+        return False
+    speedup, latency = measurement.speedup, measurement.latency_ms
+    if target.speedup is not None and (speedup is None or (speedup.low if firmly else speedup.value) < target.speedup):
+        return False
+    if target.latency_ms is not None and (latency.high if firmly else latency.value) > target.latency_ms:
+        return False
+    return target.memory_mb is None or (measurement.memory_mb is not None and measurement.memory_mb <= target.memory_mb)
+
+
+def _verified(run: Run, passed_over: set[str], shrunk: float) -> list[Trial]:
+    """The best trials that meet the target when they are measured once more: the search has selected for lucky noise.
+
+    Without those `passed_over`, and such only as would meet it if they lost their speed-up down to the share `shrunk`.
+    Only a quick second look, so that no training is spent on a candidate that was not fast; the proof comes at the end.
+    """
+    ranked = sorted(
+        (
+            t
+            for t in run.journal.trials[1:]
+            if t.failure is None
+            and t.score.feasible
+            and t.plan.key not in passed_over
+            and _with_margin(t, run.request.target, shrunk)
+        ),
+        key=lambda t: -t.score.reward,
+    )
+    known: dict[str, dict[str, Any]] = run.folder.read_json("verified.json") or {}
+    firm: list[Trial] = []
+    borderline: list[Trial] = []
+    for trial in ranked[: 2 * run.request.finalists + 2]:
+        if len(firm) == run.request.finalists:
+            break
+        if trial.plan.key not in known:
+            try:
+                candidate = run.make_candidate(trial.plan, {})
+                artifact, outputs = run.export(candidate.module, run.folder.scratch("finalist.onnx"), {})
+                measurement = run.measure(artifact, outputs, "reward")
+            except CandidateError as error:
+                run.watcher.note(f"finalist {trial.plan.key}: {error}")
+                continue
+            run.watcher.note(f"finalist {trial.plan.key}: {reached(measurement)}")
+            known[trial.plan.key] = {
+                "met": meets(measurement, run.request.target),
+                "firm": meets(measurement, run.request.target, firmly=True),
+                "doubt": _weights_matter(trial, measurement),
+            }
+            run.folder.write_json("verified.json", known)
+        if doubt := known[trial.plan.key].get("doubt"):
+            run.watcher.note(doubt)
+            run.notes.append(doubt)
+        if known[trial.plan.key]["firm"]:
+            firm.append(trial)
+        elif known[trial.plan.key]["met"]:
+            borderline.append(trial)
+    return (firm + borderline)[: run.request.finalists]
+
+
+def _with_margin(trial: Trial, target: Target, shrunk: float) -> bool:
+    measured = trial.measurement
+    if measured is None or measured.speedup is None:
+        return True
+    if target.speedup is not None and measured.speedup.value * shrunk < target.speedup:
+        return False
+    return target.latency_ms is None or measured.latency_ms.value <= target.latency_ms * shrunk
+
+
+def _weights_matter(trial: Trial, own: Measurement) -> str | None:
+    """A note where a candidate is not as fast with its own weights as it was with made-up ones."""
+    made_up = trial.measurement
+    if made_up is None or made_up.options.get("weights") != "made up" or not made_up.speedup or not own.speedup:
+        return None
+    ratio = own.speedup.value / made_up.speedup.value
+    if abs(ratio - 1) <= WEIGHTS_MATTER:
+        return None
+    return (
+        f"finalist {trial.plan.key} is {own.speedup.value:.2f}x faster with its own weights and was "
+        f"{made_up.speedup.value:.2f}x with made-up ones; its own count"
+    )
+
+
+def _fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[str, Any]]:
+    settings = fine_tuning(run)
+    module = run.make_candidate(trial.plan, {}).module
+    seed = run.request.seed
+
+    def told(epoch: recover.Epoch) -> None:
+        said = f"epoch {epoch.number}: loss {epoch.train_loss:.3f}, {run.task.metric.name} {epoch.metric:.2f}"
+        run.watcher.step(said, epoch.number, settings.epochs)
+
+    epochs = recover.fine_tune(
+        module,
+        run.loaded.module if run.request.distillation else None,
+        epoch_batches=lambda e: run.task.batches("train", settings.batch_size, augment=True, seed=seed * 1000 + e),
+        steps_per_epoch=-(-run.task.size("train") // settings.batch_size),
+        loss=run.task.loss,
+        settings=settings,
+        judge=lambda network: run.task.score(network, "validation").metric,
+        checkpoint=run.folder.scratch(f"{trial.plan.key}.pt"),
+        on_epoch=told,
+    )
+    quality = run.task.score(module, "validation")
+    run.watcher.note(f"{run.task.metric.name} on validation: {quality.metric:.2f} {run.task.metric.unit}")
+    history = {
+        "plan_key": trial.plan.key,
+        "validation_metric": quality.metric,
+        "epochs": [asdict(e) for e in epochs],
+    }
+    return module, quality, history
+
+
+def fine_tuning(run: Run) -> recover.FineTuning:
+    """The task's recipe with what the user set instead."""
+    recipe, asked = run.task.recipe, run.request
+    return recover.FineTuning(
+        epochs=recipe.epochs if asked.epochs is None else asked.epochs,
+        learning_rate=asked.learning_rate or recipe.learning_rate,
+        batch_size=asked.batch_size or recipe.batch_size,
+        optimizer=recipe.optimizer,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        temperature=recipe.distillation_temperature,
+        distillation_weight=recipe.distillation_weight,
+        feature_weight=recipe.feature_weight,
+        mixed_precision=recipe.mixed_precision,
+    )
+
+
+def reached(measurement: Measurement) -> str:
+    latency = f"{measurement.latency_ms.value:.3f} ms"
+    if measurement.speedup is None:
+        return latency
+    s = measurement.speedup
+    return f"{s.value:.2f}x faster ({s.low:.2f} to {s.high:.2f}), {latency}"
