@@ -151,7 +151,7 @@ def _open(
         loss=task.loss,
     )
     watcher.note(
-        f"{len(described.groups)} groups of channels, {len(described.blocks)} removable blocks, "
+        f"{len(described.groups)} groups of {_units(described)}, {len(described.blocks)} removable blocks, "
         f"{described.parameters:,} parameters"
     )
     for reason in left_alone:
@@ -180,6 +180,10 @@ def _open(
         compute=compute,
         notes=[*task.notes, *loaded.notes],
     )
+
+
+def _units(described: PruningSpace) -> str:
+    return " or ".join(dict.fromkeys(f"{group.unit}s" for group in described.groups)) or "channels"
 
 
 def _macs_of_one(described: PruningSpace, example: Input, task: Task, seed: int) -> int:

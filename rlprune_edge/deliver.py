@@ -16,8 +16,9 @@ from rlprune_edge.device.boards import noise_floor_of, split
 from rlprune_edge.encoders import view
 from rlprune_edge.export import host
 from rlprune_edge.finalists import Winner, fine_tuning
+from rlprune_edge.measurements import Measurement
 from rlprune_edge.prune import space
-from rlprune_edge.records import Measurement, OnnxArtifact, Quality, Target, Trial
+from rlprune_edge.records import OnnxArtifact, Quality, Target, Trial
 from rlprune_edge.report import build_report, write_report
 from rlprune_edge.run import Run, arrays
 from rlprune_edge.tasks.task import BENCHMARK

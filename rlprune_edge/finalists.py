@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from rlprune_edge.errors import CandidateError
+from rlprune_edge.measurements import Measurement
 from rlprune_edge.prune import recover
-from rlprune_edge.records import Measurement, OnnxArtifact, Quality, Target, Trial
+from rlprune_edge.records import OnnxArtifact, Quality, Target, Trial
 from rlprune_edge.run import Run
 
 ROUNDS = 3

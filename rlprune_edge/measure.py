@@ -17,7 +17,8 @@ from rlprune_edge.device.station import Station
 from rlprune_edge.device.verdict import verdict
 from rlprune_edge.errors import CandidateError, UserError
 from rlprune_edge.export import host, inputs, onnx_graph
-from rlprune_edge.records import Measurement, OnnxArtifact, Verdict
+from rlprune_edge.measurements import Measurement, Verdict
+from rlprune_edge.records import OnnxArtifact
 
 TOLERANCE = 1e-3
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rlprune_edge.measurements import Measurement, Verdict
 from rlprune_edge.progress import threads_in_words
-from rlprune_edge.records import Measurement, Verdict
 from rlprune_edge.report_words import milliseconds, size
 
 FLAGS = {

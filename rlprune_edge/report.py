@@ -197,7 +197,10 @@ def _finalist(entry: Figures, trials: Sequence[Trial]) -> Figures:
 
 
 def _architecture(report: Figures, trials: Sequence[Trial], space: PruningSpace) -> Figures:
-    """Kept width of every group and the removed blocks, of the compressed model or else of the nearest candidate."""
+    """Kept width of every group and the removed blocks, of the compressed model or else of the nearest candidate.
+
+    Where a layer was removed, the sub-layers it is made of are not listed beside it.
+    """
     shown, key = "baseline", None
     if report["compressed"]:
         shown, key = "compressed", report["compressed"].get("plan_key")
@@ -205,14 +208,22 @@ def _architecture(report: Figures, trials: Sequence[Trial], space: PruningSpace)
         shown, key = "nearest", report["nearest"][0]["plan_key"]
     plan = next((t.plan for t in trials if t.plan.key == key), None) or space.uncut()
     gone = set(plan.dropped)
+    inner = {part for block in space.blocks if block.name in gone for part in block.parts}
     groups = [
-        {"name": g.name, "width": g.width, "kept": plan.widths[g.name], "block": g.block, "removed": g.block in gone}
+        {
+            "name": g.name,
+            "unit": g.unit,
+            "width": g.width,
+            "kept": plan.widths[g.name],
+            "block": g.block,
+            "removed": g.block in gone,
+        }
         for g in space.groups
     ]
     return {
         "of": shown,
         "groups": groups,
-        "blocks": [{"name": b.name, "removed": b.name in gone} for b in space.blocks],
+        "blocks": [{"name": b.name, "removed": b.name in gone} for b in space.blocks if b.name not in inner],
     }
 
 

@@ -180,9 +180,22 @@ def widths(report: Figures) -> str:
     figure.update_layout(**_layout(height=120 + 19 * len(groups)), barmode="overlay", bargap=0.25)
     # annotations do not widen the margin by themselves, so it is reckoned from the longest, at 7 pixels a character
     figure.update_layout(margin_r=12 + 7 * max(map(len, texts)))
-    figure.update_xaxes(title_text="channels kept, %", range=[0, 100], tickvals=[0, 25, 50, 75, 100], fixedrange=True)
+    figure.update_xaxes(
+        title_text=f"{units(report['architecture'])} kept, %",
+        range=[0, 100],
+        tickvals=[0, 25, 50, 75, 100],
+        fixedrange=True,
+    )
     figure.update_yaxes(autorange="reversed", tickmode="linear", dtick=1, tickfont={"size": 11}, showgrid=False)
     return _html(figure, "plot-widths")
+
+
+def units(architecture: Figures) -> str:
+    """What is counted in the groups: `channels`, `heads and neurons`, ..."""
+    # reports of before transformers were cut do not say it
+    named = dict.fromkeys(f"{g.get('unit', 'channel')}s" for g in architecture.get("groups", []))
+    *others, last = named or ["channels"]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def seconds(report: Figures) -> str:

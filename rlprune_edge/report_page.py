@@ -243,7 +243,7 @@ def _widths_caption(report: Figures) -> str:
     removed = (
         f" Blocks removed: {', '.join(gone)}." if gone else " No block was removed." if shape.get("blocks") else ""
     )
-    return f"{whose}, group by group from input to output: channels kept of channels before.{removed}"
+    return f"{whose}, group by group from input to output: {plots.units(shape)} kept of those before.{removed}"
 
 
 def _seconds_caption(report: Figures) -> str:

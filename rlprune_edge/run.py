@@ -18,19 +18,10 @@ from rlprune_edge.errors import BudgetSpent, CandidateError, UserError
 from rlprune_edge.export import exporter, onnx_graph, parity, skeleton
 from rlprune_edge.inputs import Input, named
 from rlprune_edge.journal import Journal
+from rlprune_edge.measurements import Measurement
 from rlprune_edge.progress import Watcher
 from rlprune_edge.prune import cut, graph, importance, recover, refit, space
-from rlprune_edge.records import (
-    Baseline,
-    Failure,
-    Measurement,
-    OnnxArtifact,
-    Plan,
-    PruningSpace,
-    Quality,
-    Score,
-    Trial,
-)
+from rlprune_edge.records import Baseline, Failure, OnnxArtifact, Plan, PruningSpace, Quality, Score, Trial
 from rlprune_edge.request import Request
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import reward

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlprune_edge.records import (
-    Block,
-    Group,
-    Interval,
-    Measurement,
-    Op,
-    Plan,
-    Process,
-    PruningSpace,
-    Quality,
-    Score,
-    Trial,
-)
+from rlprune_edge.measurements import Interval, Measurement, Process
+from rlprune_edge.records import Block, Group, Op, Plan, PruningSpace, Quality, Score, Trial
 
 
 def a_space() -> PruningSpace:

@@ -8,7 +8,8 @@ import pytest
 from samples import a_measurement, a_trial
 
 from rlprune_edge.finalists import _weights_matter, _with_margin, meets
-from rlprune_edge.records import Interval, Plan, Target
+from rlprune_edge.measurements import Interval
+from rlprune_edge.records import Plan, Target
 
 PLAN = Plan({"a": 8, "block.b": 16}, ())
 

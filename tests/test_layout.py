@@ -30,6 +30,7 @@ HOMES = {
     "sklearn": ("rlprune_edge/tasks/digits.py",),
     "transformers": tuple(f"rlprune_edge/tasks/{name}.py" for name in ("pretrained", "pretrained_ctc", "trainer")),
     "tokenizers": ("rlprune_edge/tasks/pretrained.py", "rlprune_edge/bundle/tokens.py"),  # the latter runs without us
+    "huggingface_hub": ("rlprune_edge/tasks/model_card.py",),
     "optimum": ("rlprune_edge/export/transformers_export.py",),
     "jiwer": ("rlprune_edge/tasks/speech.py",),
     "soundfile": ("rlprune_edge/tasks/audio.py", "rlprune_edge/bundle/speech.py"),  # likewise

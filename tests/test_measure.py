@@ -18,7 +18,7 @@ from rlprune_edge import measure_words
 from rlprune_edge.cli import app
 from rlprune_edge.device.profiles import load_profile
 from rlprune_edge.errors import RlpruneError, UserError
-from rlprune_edge.records import Interval, Verdict
+from rlprune_edge.measurements import Interval, Verdict
 
 
 @pytest.fixture(autouse=True)

@@ -15,19 +15,8 @@ import numpy as np
 import pytest
 
 from rlprune_edge.errors import UserError
-from rlprune_edge.records import (
-    Block,
-    Failure,
-    Group,
-    Interval,
-    Measurement,
-    MetricSpec,
-    PruningSpace,
-    Quality,
-    Score,
-    Target,
-    Trial,
-)
+from rlprune_edge.measurements import Interval, Measurement
+from rlprune_edge.records import Block, Failure, Group, MetricSpec, PruningSpace, Quality, Score, Target, Trial
 from rlprune_edge.report import (
     build_report,
     pareto,
@@ -422,6 +411,33 @@ def test_a_model_with_nothing_to_cut_still_renders(tmp_path: Path) -> None:
     bare = PruningSpace((), (), (), 10)
     write_report(tmp_path, report(compressed=None, status="infeasible"), TRIALS, bare)
     assert "plot-widths" not in Page((tmp_path / "report.html").read_text()).ids
+
+
+def test_a_transformers_units_are_named_and_a_removed_layer_is_said_once(tmp_path: Path) -> None:
+    space = PruningSpace(
+        groups=tuple(
+            Group(f"layer.{n}.{kind}s", width, (width,), (), (), f"layer.{n}.{block}", 0.5, 100, unit=kind)
+            for n in (0, 1)
+            for kind, width, block in (("head", 4, "attention"), ("neuron", 64, "ffn"))
+        ),
+        blocks=tuple(
+            block
+            for n in (0, 1)
+            for block in (
+                Block(f"layer.{n}.attention", 0.5, 100, ()),
+                Block(f"layer.{n}.ffn", 0.5, 100, ()),
+                Block(f"layer.{n}", 0.5, 200, (), (f"layer.{n}.attention", f"layer.{n}.ffn")),
+            )
+        ),
+        ops=(),
+        parameters=1000,
+    )
+    cut = trial(1, 2.0, 92.0, plan=space.plan({}, ("layer.0", "layer.1.ffn")))
+    write_report(tmp_path, report(compressed={**COMPRESSED, "plan_key": cut.plan.key}), (TRIALS[0], cut), space)
+    said = " ".join(Page((tmp_path / "report.html").read_text()).texts["p"])
+    assert "heads and neurons kept of those before. Blocks removed: layer.0, layer.1.ffn." in said
+    groups = json.loads((tmp_path / "report.json").read_text())["architecture"]["groups"]
+    assert [g["removed"] for g in groups] == [True, True, False, True]
 
 
 @pytest.mark.parametrize(

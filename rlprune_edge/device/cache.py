@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rlprune_edge.records import Measurement
+from rlprune_edge.measurements import Measurement
 
 log = logging.getLogger(__name__)
 

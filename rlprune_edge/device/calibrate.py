@@ -13,8 +13,8 @@ from rlprune_edge.device import golden
 from rlprune_edge.device.boards import Calibration
 from rlprune_edge.device.meter import mode_settings
 from rlprune_edge.device.station import Station
+from rlprune_edge.measurements import Measurement
 from rlprune_edge.progress import threads_in_words
-from rlprune_edge.records import Measurement
 
 ROUNDS = 10
 

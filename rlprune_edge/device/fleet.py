@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from rlprune_edge.device.profiles import Profile
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import DeviceError, UserError
-from rlprune_edge.records import Measurement
+from rlprune_edge.measurements import Measurement
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ import numpy as np
 from rlprune_agent import policy
 from rlprune_edge.device.trust import order_statistic_ranks
 from rlprune_edge.errors import UserError
-from rlprune_edge.records import Measurement, Skeleton, Work
+from rlprune_edge.measurements import Measurement, Work
+from rlprune_edge.records import Skeleton
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rlprune_agent.protocol import Failure, Message, printable
 from rlprune_edge.device import trust
 from rlprune_edge.device.link import LinkBroken
 from rlprune_edge.errors import CandidateError
-from rlprune_edge.records import Ceiling, DroppedPair, Energy, Measurement, Process, Work
+from rlprune_edge.measurements import Ceiling, DroppedPair, Energy, Measurement, Process, Work
 
 _SLOW_GOVERNORS = frozenset({"ondemand", "schedutil", "conservative", "powersave"})
 _MEMORY = ("memory_before_bytes", "memory_peak_bytes", "memory_pss_bytes", "memory_taken_bytes")

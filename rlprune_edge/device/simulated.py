@@ -21,7 +21,8 @@ from rlprune_agent.simulate import Conditions, SimBoard, simulate
 from rlprune_edge.device.meter import gates_for, mode_settings
 from rlprune_edge.device.result import measurement_of, process_of, refuse_unfit
 from rlprune_edge.errors import CandidateError, DeviceError
-from rlprune_edge.records import Measurement, Skeleton, Work
+from rlprune_edge.measurements import Measurement, Work
+from rlprune_edge.records import Skeleton
 
 _ATTEMPTS = {"reward": 2}
 _ATTEMPTS_ELSE = 3

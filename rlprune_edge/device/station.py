@@ -24,7 +24,8 @@ from rlprune_edge.device.payload import Files, add_arrays, read
 from rlprune_edge.device.profiles import PROVIDERS, Profile, ceiling_of
 from rlprune_edge.device.result import measurement_of, process_of, refuse_impossible, refuse_unfit, times_of
 from rlprune_edge.errors import CandidateError, DeviceError, UserError
-from rlprune_edge.records import Measurement, Process, Skeleton, Work
+from rlprune_edge.measurements import Measurement, Process, Work
+from rlprune_edge.records import Skeleton
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from math import comb
 
 import numpy as np
 
-from rlprune_edge.records import Ceiling, Energy, Interval, Process, Work
+from rlprune_edge.measurements import Ceiling, Energy, Interval, Process, Work
 
 CONFIDENCE = 0.95
 BUSY_CONFIDENCE = 0.999

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlprune_edge.records import Interval, Verdict
+from rlprune_edge.measurements import Interval, Verdict
 
 UNCALIBRATED_FLOOR = 0.02
 """noise floor of a board that was never calibrated: a smaller difference is not called a gain"""

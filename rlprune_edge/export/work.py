@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from rlprune_edge.records import Work
+from rlprune_edge.measurements import Work
 
 _HEAVY = ("Conv", "Gemm", "MatMul")
 Shape = tuple[int, ...]

@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 
 from rlprune_edge.errors import UserError
-from rlprune_edge.records import Baseline, Measurement, MetricSpec, Quality, Score, Target
+from rlprune_edge.measurements import Measurement
+from rlprune_edge.records import Baseline, MetricSpec, Quality, Score, Target
 
 FAILED_REWARD = -2.5
 """of a candidate that cannot run on the board, or whose output is wrong: below every one that works"""

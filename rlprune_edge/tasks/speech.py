@@ -24,6 +24,7 @@ from rlprune_edge.tasks import weights as weight_files
 from rlprune_edge.tasks.audio import Recordings
 from rlprune_edge.tasks.buckets import bucketed
 from rlprune_edge.tasks.ctc import Vocabulary
+from rlprune_edge.tasks.model_card import licence
 from rlprune_edge.tasks.model_name import UNTRAINED, epochs_asked, split_name
 from rlprune_edge.tasks.pretrained_ctc import Preparation
 from rlprune_edge.tasks.splits import four_splits
@@ -330,7 +331,7 @@ class LibriSpeechTask(SpeechTask):
             if weights is not None:
                 weight_files.load(encoder.network, weights, name=base)
                 source = f"file {weights.name}"
-            return LoadedModel(encoder, base, pretrained.described(encoder), source)
+            return LoadedModel(encoder, base, pretrained.described(encoder), source, licence=licence(base))
 
         def build() -> pretrained.Encoder:
             return pretrained.trained(base, config, "ctc", new_head=True)
@@ -342,7 +343,8 @@ class LibriSpeechTask(SpeechTask):
             build, self, recipe, name=Path(base.rstrip("/")).name, data=data, cache_dir=cache_dir, progress=progress
         )
         said = (f"the baseline's CTC head is new and it was fine-tuned here: {notes[0]}", *notes[1:])
-        return LoadedModel(encoder, base, pretrained.described(encoder), f"{base}, fine-tuned here", said)
+        source = f"{base}, fine-tuned here"
+        return LoadedModel(encoder, base, pretrained.described(encoder), source, said, licence(base))
 
     def _recipe(self, recipe: BaselineRecipe, how: str) -> BaselineRecipe:
         return recipe.with_changes(self._training | epochs_asked(how))

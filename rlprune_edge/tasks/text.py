@@ -20,6 +20,7 @@ from rlprune_edge.tasks import hub, pretrained
 from rlprune_edge.tasks import weights as weight_files
 from rlprune_edge.tasks.arrays import guessing_loss
 from rlprune_edge.tasks.buckets import bucketed
+from rlprune_edge.tasks.model_card import licence
 from rlprune_edge.tasks.model_name import UNTRAINED, epochs_asked, split_name
 from rlprune_edge.tasks.pretrained import Tokenizer
 from rlprune_edge.tasks.splits import four_splits
@@ -250,7 +251,7 @@ class ImdbTask(TextTask):
             if weights is not None:
                 weight_files.load(encoder.network, weights, name=base)
                 source = f"file {weights.name}"
-            return LoadedModel(encoder, base, pretrained.described(encoder), source, licence=None)
+            return LoadedModel(encoder, base, pretrained.described(encoder), source, licence=licence(base))
         recipe = self.training.with_changes(epochs_asked(how))
 
         def build() -> pretrained.Encoder:
@@ -272,7 +273,8 @@ class ImdbTask(TextTask):
         )
         why = "" if how else f"{base} has no classifier for these {len(labels)} classes yet; "
         said = (f"{why}the baseline was fine-tuned here: {notes[0]}", *notes[1:])
-        return LoadedModel(encoder, base, pretrained.described(encoder), f"{base}, fine-tuned here", said)
+        source = f"{base}, fine-tuned here"
+        return LoadedModel(encoder, base, pretrained.described(encoder), source, said, licence(base))
 
     def _untrained(self, base: str) -> LoadedModel:
         config = pretrained.built_in(base)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlprune_edge.device.cache import MeasurementCache, cache_key
-from rlprune_edge.records import Interval, Measurement, Process
+from rlprune_edge.measurements import Interval, Measurement, Process
 
 _PROCESS = Process(((1, 2), (3, 4)), ((5, 6), (7, 8)), 1, 1, 10, True, 1, 2, 3, None, 80_000_000)
 _MEASUREMENT = Measurement(

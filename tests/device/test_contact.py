@@ -27,7 +27,7 @@ from rlprune_edge.device.meter import MODES
 from rlprune_edge.device.profiles import load_profile
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import DeviceError, RlpruneError
-from rlprune_edge.records import Measurement
+from rlprune_edge.measurements import Measurement
 
 Make = Callable[[int], Any]
 

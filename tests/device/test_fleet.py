@@ -18,7 +18,7 @@ from talk import Daemon, wait_for
 from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.meter import MODES
 from rlprune_edge.errors import CandidateError, DeviceError, RlpruneError, UserError
-from rlprune_edge.records import Measurement
+from rlprune_edge.measurements import Measurement
 
 Make = Callable[[int], Any]
 

@@ -26,7 +26,7 @@ from rlprune_edge.device.link import Link, LinkBroken
 from rlprune_edge.device.local import LocalDevice
 from rlprune_edge.device.profiles import load_profile
 from rlprune_edge.errors import CandidateError, DeviceError, UserError
-from rlprune_edge.records import Measurement
+from rlprune_edge.measurements import Measurement
 
 Make = Callable[[int], Any]
 

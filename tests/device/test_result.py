@@ -11,7 +11,7 @@ from rlprune_agent.protocol import Failure, Message
 from rlprune_edge.device.link import LinkBroken
 from rlprune_edge.device.result import measurement_of, process_of, refuse_impossible, refuse_unfit
 from rlprune_edge.errors import CandidateError
-from rlprune_edge.records import Ceiling, Measurement, Work
+from rlprune_edge.measurements import Ceiling, Measurement, Work
 
 _RESULT: dict[str, Any] = {
     "candidate_blocks": [2, 1],

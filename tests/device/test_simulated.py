@@ -13,7 +13,7 @@ from rlprune_edge.device.cache import MeasurementCache
 from rlprune_edge.device.meter import MODES, Meter
 from rlprune_edge.device.simulated import SimulatedDevice
 from rlprune_edge.errors import CandidateError, DeviceError
-from rlprune_edge.records import Measurement
+from rlprune_edge.measurements import Measurement
 
 _LAW = {b"small": 10.0, b"large": 20.0, b"never": -1.0}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlprune_edge.device import trust
-from rlprune_edge.records import Ceiling, Interval, Process, Work
+from rlprune_edge.measurements import Ceiling, Interval, Process, Work
 
 _PLAIN = Process(
     candidate_ns=(),

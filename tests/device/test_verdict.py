@@ -10,7 +10,7 @@ import pytest
 from rlprune_agent.simulate import Conditions
 from rlprune_edge.device.simulated import SimulatedDevice
 from rlprune_edge.device.verdict import verdict
-from rlprune_edge.records import Interval
+from rlprune_edge.measurements import Interval
 
 _SEEDS = 30
 

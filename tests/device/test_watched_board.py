@@ -25,7 +25,8 @@ from rlprune_edge.device.meter import MODES
 from rlprune_edge.device.profiles import Cpu, Memory, Profile, Telemetry, ceiling_of, load_profile
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import CandidateError, DeviceError
-from rlprune_edge.records import Measurement, Skeleton, Work
+from rlprune_edge.measurements import Measurement, Work
+from rlprune_edge.records import Skeleton
 
 Make = Callable[[int], Any]
 

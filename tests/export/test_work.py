@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rlprune_edge.export.work import work_of
-from rlprune_edge.records import Work
+from rlprune_edge.measurements import Work
 
 
 def _model(nodes: list[onnx.NodeProto], tensors: dict[str, tuple[int, ...]], x: list[object]) -> onnx.ModelProto:

@@ -13,12 +13,11 @@ from itertools import pairwise
 import numpy as np
 
 from rlprune_edge.errors import BudgetSpent
+from rlprune_edge.measurements import Interval, Measurement
 from rlprune_edge.records import (
     Baseline,
     Block,
     Group,
-    Interval,
-    Measurement,
     MetricSpec,
     Op,
     Plan,

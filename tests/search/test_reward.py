@@ -9,7 +9,8 @@ import pytest
 from planted import ACCURACY, CHANCE, Planted
 
 from rlprune_edge.errors import UserError
-from rlprune_edge.records import Baseline, Interval, MetricSpec, Quality, Score, Target
+from rlprune_edge.measurements import Interval
+from rlprune_edge.records import Baseline, MetricSpec, Quality, Score, Target
 from rlprune_edge.search.reward import (
     FAILED_REWARD,
     RewardWeights,

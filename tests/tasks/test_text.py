@@ -195,9 +195,10 @@ def test_a_second_set_is_scored_and_steers_nothing(data: Path, network: Any, tmp
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "electra"])
 def test_a_finished_classifier_is_used_as_it_is(data: Path, network: Any, tmp_path: Path, kind: str) -> None:
     folder = network(kind, finished=True)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A network\n")
     task = ImdbTask(str(data), max_length=16, sequence_length=8)
     loaded = task.model(str(folder), weights=None, cache_dir=tmp_path / "cache")
-    assert loaded.source == str(folder)
+    assert (loaded.source, loaded.licence) == (str(folder), "apache-2.0")
     assert not (tmp_path / "cache").exists(), "nothing was trained"
     x = task.example_input()
     own = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()

@@ -18,6 +18,7 @@ from rlprune_edge import request as requests
 from rlprune_edge.compress import prepared
 from rlprune_edge.places import cache_dir
 from rlprune_edge.progress import Silent
+from rlprune_edge.prune import cut
 from rlprune_edge.records import Trial
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import agents
@@ -49,12 +50,15 @@ def bench(task: str, model: str, data: str, option: tuple[str, float]) -> None:
             env = PruningEnv(run.space, run.evaluate, baseline=run.baseline, target=request.target, tables=tables)
             agents.search(request.agent, env, seed=0)
             trials, uncut, space = run.journal.trials[1:], run.baseline_trial, run.space
-    met = [t for t in trials if t.score.feasible] or trials
-    best = max(met, key=lambda t: t.parameters or 0)
+            met = [t for t in trials if t.score.feasible] or trials
+            best = max(met, key=lambda t: t.parameters or 0)
+            candidate = cut.apply(run.loaded.module, run.groups, run.ranking, best.plan)
+            masked = cut.check_against_masked(candidate, run.loaded.module, run.groups, run.ranking, run.probe_input)
     units = {unit: sum(g.unit == unit for g in space.groups) for unit in ("channel", "head", "neuron")}
     found = ", ".join(f"{count} of {unit}s" for unit, count in units.items() if count)
     say(f"\n### {model}, {run.task.measured}\n")
     say(f"{len(space.groups)} groups ({found}), {len(space.blocks)} removable blocks; ready after {ready:.0f} s\n")
+    say(f"the cut network differs from its masked twin by {masked:.1e} of the largest output\n")
     say("| | uncut | cut |\n|---|---|---|")
     for title, before, after in rows(uncut, best):
         say(f"| {title} | {before} | {after} |")
