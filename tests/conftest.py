@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 from samples import a_space
@@ -14,6 +15,12 @@ def pytest_configure() -> None:
     """Have Ctrl-C heeded: a shell starts what it puts in the background deaf to it, and children inherit that."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the commands of all pages: what is trained once is not trained again."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture

@@ -57,12 +57,6 @@ JOBS = [job for job in JOBS if job]
 COMPRESSIONS = [job for job in JOBS if job[0].startswith("rlprune-edge compress")]
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for all commands: what is trained or timed once is not trained or timed again."""
-    return tmp_path_factory.mktemp("cache")
-
-
 def run(command: str, cwd: Path, cache: Path) -> str:
     """What a command of the documentation prints; it must exit with 0."""
     words = shlex.split(command)
