@@ -20,6 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rlprune_edge.cli import app
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BOARDS = (ROOT / "docs" / "boards.md").read_text()

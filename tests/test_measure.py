@@ -20,6 +20,8 @@ from rlprune_edge.device.profiles import load_profile
 from rlprune_edge.errors import RlpruneError, UserError
 from rlprune_edge.measurements import Interval, Verdict
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ from rlprune_edge.progress import Silent
 from rlprune_edge.records import Target
 from rlprune_edge.run_folder import RunFolder
 
+pytestmark = pytest.mark.alone
+
 EXAMPLES = Path(__file__).parent / "examples"
 BARS = [
     "--task",

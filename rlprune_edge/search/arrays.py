@@ -68,13 +68,15 @@ class SpaceArrays:
         padded = np.concatenate([dropped, np.zeros((len(dropped), 1), dtype=np.bool_)], axis=1)
         return ~padded[:, self.op_block]
 
-    def removed(self, dropped: Bools, block: int) -> Bools:
-        """`dropped` [blocks] once this block goes, too: with its parts, and with a layer that has no part left."""
-        row = dropped.copy()
-        row[self.parts[block]] = True
-        row[block] = True
-        row[self.parts.any(axis=1) & ~np.any(self.parts & ~row, axis=1)] = True
-        return row
+    def removed(self, dropped: Bools, blocks: Ints) -> Bools:
+        """`dropped` [plans, blocks] once one block of each, `blocks` [plans], goes, too.
+
+        It takes its parts with it, and a layer that has no part left is gone as well.
+        """
+        rows: Bools = dropped | self.parts[blocks]
+        rows[np.arange(len(rows)), blocks] = True
+        part_left = (~rows[:, None, :] & self.parts).any(axis=2)
+        return rows | (self.parts.any(axis=1) & ~part_left)
 
     def restored(self, dropped: Bools, block: int) -> Bools:
         """`dropped` [blocks] once this block is back: with its parts, and the layer it is a part of."""

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from rlprune_edge.errors import UserError
 from rlprune_edge.records import Baseline, Plan, PruningSpace, Target, Trial, WidthTimes
-from rlprune_edge.search import observation
-from rlprune_edge.search.arrays import Bools, Ints
+from rlprune_edge.search.arrays import Bools
 from rlprune_edge.search.latency import LatencyModel
 from rlprune_edge.search.limits import Limits, filled
-from rlprune_edge.search.observation import Observer
 from rlprune_edge.search.reward import judged_latency_ms, latency_target_ms
-from rlprune_edge.search.sensitivity import FLOOR, Prior, Sensitivity
+from rlprune_edge.search.sensitivity import Prior, Sensitivity
+from rlprune_edge.search.walk import Walk, mean_random_episode
 
 _ROLLOUTS = 32  # imagined random episodes that tell how long an episode is
 _HORIZON_FACTOR = 3
@@ -83,20 +82,13 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         """every distinct trial so far, in order, by plan key"""
         self.episodes = 0
 
-        self._groups, self._blocks = len(space.groups), len(space.blocks)
-        self._levels = _padded([g.levels for g in space.groups])
-        self._last_level = np.array([len(g.levels) - 1 for g in space.groups], dtype=np.int64)
-        self._observer = Observer(self.model.arrays)
-        self.action_space = gym.spaces.Discrete(self._groups + self._blocks + 1)
-        length = observation.size(self._groups, self._blocks) + (int(self.action_space.n) if self.prior else 0)
-        self.observation_space = gym.spaces.Box(0.0, 1.0, (length,), dtype=np.float32)
-        self._steps = 0
-        self._dropped: Bools = np.zeros(self._blocks, dtype=np.bool_)
-        self._start()
-        self.mean_episode = _mean_random_episode(self)
+        rehearsal = Walk(self.model, self.limits, None, count=_ROLLOUTS)
+        self.mean_episode = mean_random_episode(rehearsal)
         """steps of an episode of the random policy, predicted"""
         self.horizon = horizon if horizon is not None else max(4, round(_HORIZON_FACTOR * self.mean_episode))
-        self._start()
+        self.walk = self.walks(1)
+        self.action_space = gym.spaces.Discrete(self.walk.actions)
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (self.walk.observation_size,), dtype=np.float32)
 
     # ------------------------------------------------------------ gymnasium
 
@@ -107,12 +99,12 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         options: dict[str, Any] | None = None,  # noqa: ARG002  (gymnasium calls it so)
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         super().reset(seed=seed)
-        self._start()
+        self.walk.start()
         return self._observe(), {}
 
     def step(self, action: np.int64 | int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        ended = self.apply(int(action))
-        if not ended and self._steps < self.horizon:
+        ended = bool(self.walk.take(np.array([action]))[0])
+        if not ended and self.walk.steps[0] < self.horizon:
             return self._observe(), 0.0, False, False, {}
         trial, new = self.try_plan(self.proposal())
         self.episodes += 1
@@ -123,35 +115,24 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def action_masks(self) -> Bools:
         """Which actions are possible now: bool [groups + blocks + 1]."""
-        a = self.model.arrays
-        gone = (a.block_of_group >= 0) & np.append(self._dropped, False)[a.block_of_group]
-        # what is left of a layer without one of its parts is the other part: that has an action of its own
-        begun = (a.parts & self._dropped).any(axis=1)
-        return np.concatenate([(self._level < self._last_level) & ~gone, ~self._dropped & ~begun, [True]])
+        possible: Bools = self.walk.masks()[0]
+        return possible
 
     # ------------------------------------------------------------ for the searchers
 
-    def apply(self, action: int) -> bool:
-        """Take one action without evaluating anything; True if the episode has reached its end (horizon aside)."""
-        self._steps += 1
-        nothing = action == self._groups + self._blocks
-        if not nothing and self.action_masks()[action]:
-            if action < self._groups:
-                self._level[action] += 1
-            else:
-                self._dropped = self.model.arrays.removed(self._dropped, action - self._groups)
-        if self.limits.hard:
-            widths, dropped = self._state()
-            if self.limits.met(self.model, widths[None], dropped[None])[0]:
-                return True
-        elif nothing:
-            return True
-        return not self.action_masks()[:-1].any()
+    def walks(self, count: int) -> Walk:
+        """So many episodes of this problem side by side, for a searcher to rehearse in."""
+        walk = Walk(self.model, self.limits, self.prior, count=count)
+        walk.horizon = self.horizon
+        return walk
+
+    def completed(self, plan: Plan) -> Plan:
+        """The plan with slack given back, where this environment does so."""
+        return filled(plan, self.model, self.limits, prior=self.prior) if self.fill else plan
 
     def proposal(self) -> Plan:
         """The plan the episode has come to, with slack given back."""
-        plan = self.model.arrays.decode(*self._state())
-        return filled(plan, self.model, self.limits, prior=self.prior) if self.fill else plan
+        return self.completed(self.walk.plan())
 
     def try_plan(self, plan: Plan) -> tuple[Trial, bool]:
         """Evaluate a plan, let the latency model learn from it; the trial, and whether the plan is new here."""
@@ -162,75 +143,6 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
             self.model.observe(plan, judged_latency_ms(trial.measurement, self.baseline), trial.measurement.memory_mb)
         return trial, new
 
-    # ------------------------------------------------------------ inside
-
-    def _start(self) -> None:
-        self._level = np.zeros(self._groups, dtype=np.int64)
-        self._dropped = np.zeros(self._blocks, dtype=np.bool_)
-        self._steps = 0
-
-    def _state(self) -> tuple[Ints, Bools]:
-        return self._levels[np.arange(self._groups), self._level], self._dropped
-
     def _observe(self) -> NDArray[np.float32]:
-        widths, dropped = self._state()
-        can = self.action_masks()[:-1]
-        next_level = np.minimum(self._level + 1, self._last_level)
-        next_widths = self._levels[np.arange(self._groups), next_level]
-        # Row 0 is the state itself, row 1 + i the state after cut i.
-        rows = 1 + self._groups + self._blocks
-        w, d = np.tile(widths, (rows, 1)), np.tile(dropped, (rows, 1))
-        w[1 + np.arange(self._groups), np.arange(self._groups)] = next_widths
-        for block in range(self._blocks):
-            d[1 + self._groups + block] = self.model.arrays.removed(dropped, block)
-        ms = self.model.predict_many(w, d)
-        weights = self.model.arrays.op_weights(w, d).sum(axis=1)
-        seen = self._observer.vector(
-            widths=widths,
-            next_widths=np.where(self._level < self._last_level, next_widths, 0),
-            dropped=dropped,
-            can=can,
-            freed=ms[0] - ms[1:],
-            freed_weights=weights[0] - weights[1:],
-            globals_=self._globals(float(ms[0]), float(weights[0])),
-        )
-        if self.prior is None:
-            return seen
-        logits = self.prior.logits(widths, next_widths, freed=ms[0] - ms[1:], can=can)
-        return np.concatenate([seen, (1.0 + logits / FLOOR).astype(np.float32)])
-
-    def _globals(self, ms: float, weights: float) -> NDArray[np.float64]:
-        arrays = self.model.arrays
-        widths, dropped = self._state()
-        widths, dropped = widths[None], dropped[None]
-        memory = self.limits.memory_mb
-        return np.array(
-            [
-                ms / self.baseline.latency_ms,
-                self.limits.latency_ms / ms if self.limits.latency_ms is not None else 1.0,
-                memory / float(self.model.predict_memory_many(widths, dropped)[0]) if memory is not None else 1.0,
-                float(arrays.op_macs(widths, dropped).sum()) / arrays.full_macs,
-                weights / arrays.full_weights,
-                self._dropped.mean() if self._blocks else 0.0,
-                1.0 - self._steps / self.horizon,
-                float(self.limits.met(self.model, widths, dropped)[0]),
-            ]
-        )
-
-
-def _padded(levels: list[tuple[int, ...]]) -> Ints:
-    longest = max((len(row) for row in levels), default=1)
-    return np.array([[*row, *[row[-1]] * (longest - len(row))] for row in levels], dtype=np.int64).reshape(-1, longest)
-
-
-def _mean_random_episode(env: PruningEnv) -> float:
-    """Steps that a uniformly random policy takes to the predicted end; its own generator, so always the same."""
-    rng = np.random.default_rng(0)
-    lengths = []
-    for _ in range(_ROLLOUTS):
-        env._start()
-        steps = 1
-        while not env.apply(int(rng.choice(np.flatnonzero(env.action_masks())))):
-            steps += 1
-        lengths.append(steps)
-    return float(np.mean(lengths))
+        seen: NDArray[np.float32] = self.walk.observe()[0]
+        return seen

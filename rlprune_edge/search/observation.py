@@ -50,7 +50,7 @@ def size(space_groups: int, space_blocks: int) -> int:
 
 
 class Observer:
-    """Writes the vector of a state; what never changes is computed once."""
+    """Writes the vectors of states; what never changes is computed once."""
 
     def __init__(self, arrays: SpaceArrays) -> None:
         self._arrays = arrays
@@ -64,7 +64,7 @@ class Observer:
         own = arrays.op_block[None, :] == b[:, None]
         self._ops_of_block = own | (arrays.parts @ own)
 
-    def vector(
+    def vectors(
         self,
         *,
         widths: Ints,
@@ -75,42 +75,47 @@ class Observer:
         freed_weights: Floats,
         globals_: Floats,
     ) -> NDArray[np.float32]:
-        """One state as float32 in 0..1.
+        """A batch of states as float32 in 0..1: [states, size].
 
-        `widths`, `next_widths` [groups] (0: no next), `dropped` [blocks]; `can`, `freed` (ms) and `freed_weights`
-        [groups + blocks] of every cut; `globals_` in the order of `GLOBAL_FEATURES`.
+        `widths`, `next_widths` [states, groups] (0: no next), `dropped` [states, blocks]; `can`, `freed` (ms) and
+        `freed_weights` [states, groups + blocks] of every cut; `globals_` [states, 8] in the order of
+        `GLOBAL_FEATURES`.
         """
         a = self._arrays
-        groups = len(a.full)
-        macs = a.op_macs(widths[None, :], dropped[None, :])[0] / a.full_macs
+        states, groups = widths.shape
+        macs = a.op_macs(widths, dropped) / a.full_macs
         gain = _relative(freed, can)
-        in_removed = (a.block_of_group >= 0) & np.append(dropped, False)[a.block_of_group]
+        none = np.zeros((states, 1), dtype=np.bool_)
+        in_removed = (a.block_of_group >= 0) & np.concatenate([dropped, none], axis=1)[:, a.block_of_group]
         per_group = (
             widths / a.full,
             next_widths / a.full,
-            gain[:groups],
-            _relative(freed_weights, can)[:groups],
+            gain[:, :groups],
+            _relative(freed_weights, can)[:, :groups],
             self._group_parameters,
-            self._ops_of_group @ macs,
+            macs @ self._ops_of_group.T,
             self._group_depth,
             a.block_of_group >= 0,
-            can[:groups],
+            can[:, :groups],
             in_removed,
         )
         per_block = (
             dropped,
-            gain[groups:],
+            gain[:, groups:],
             self._block_parameters,
-            self._ops_of_block @ macs,
+            macs @ self._ops_of_block.T,
             self._block_depth,
-            can[groups:],
+            can[:, groups:],
         )
-        table = [np.stack(rows, axis=1).ravel() for rows in (per_group, per_block) if len(rows[0])]
-        vector: NDArray[np.float32] = np.clip(np.concatenate([*table, globals_]), 0.0, 1.0).astype(np.float32)
-        return vector
+        table = []
+        for rows, length in ((per_group, groups), (per_block, dropped.shape[1])):
+            full = [np.broadcast_to(row, (states, length)) for row in rows]
+            table.append(np.stack(full, axis=2).reshape(states, -1))
+        vectors: NDArray[np.float32] = np.clip(np.concatenate([*table, globals_], axis=1), 0.0, 1.0).astype(np.float32)
+        return vectors
 
 
 def _relative(freed: Floats, can: Bools) -> Floats:
     offered = np.where(can, np.maximum(freed, 0.0), 0.0)
-    largest = offered.max(initial=0.0)
-    return np.asarray(offered / largest if largest > 0 else offered, dtype=np.float64)
+    largest = offered.max(axis=1, initial=0.0, keepdims=True)
+    return np.asarray(np.where(largest > 0, offered / np.where(largest > 0, largest, 1.0), offered), dtype=np.float64)

@@ -72,23 +72,21 @@ class Prior:
         self.temperature = max(1.0, self.temperature * COOLING)
 
     def costs(self, widths: Ints, next_widths: Ints) -> Floats:
-        """Quality that each step costs: [groups + blocks]; from `widths` to `next_widths` [groups], and removals."""
-        rows = np.arange(len(widths))
+        """Quality that each step costs: [states, groups + blocks]; from `widths` to `next_widths` [states, groups]."""
+        rows = np.arange(widths.shape[1])
         steps = self._group_cost[rows, next_widths] - self._group_cost[rows, widths]
-        return np.concatenate([steps, self._block_cost])
+        return np.concatenate([steps, np.broadcast_to(self._block_cost, (len(widths), len(self._block_cost)))], axis=1)
 
     def logits(self, widths: Ints, next_widths: Ints, *, freed: Floats, can: Bools) -> Floats:
-        """Prior of every step and of doing nothing (the last): [groups + blocks + 1]; `freed` in milliseconds."""
+        """Prior of every step and of doing nothing (the last): [states, groups + blocks + 1]; `freed` in ms."""
         useful = can & (freed > 0)
         price = (self.costs(widths, next_widths) + _EPSILON) / np.where(useful, freed, 1.0)
-        best = price[useful].min(initial=np.inf)
-        logits = np.full(len(freed) + 1, -FLOOR)
-        if useful.any():
-            strength = STRENGTH / self.temperature
-            logits[:-1][useful] = np.maximum(-FLOOR, -strength * np.log(price[useful] / best))
-        else:
-            logits[-1] = 0.0
-        return logits
+        best = np.where(useful, price, np.inf).min(axis=1, initial=np.inf, keepdims=True)
+        any_use: Bools = np.any(useful, axis=1)
+        relative = np.where(useful, price / np.where(any_use[:, None], best, 1.0), 1.0)
+        steps = np.where(useful, np.maximum(-FLOOR, -STRENGTH / self.temperature * np.log(relative)), -FLOOR)
+        nothing = np.where(any_use, -FLOOR, 0.0)
+        return np.concatenate([steps, nothing[:, None]], axis=1)
 
     def total(self, widths: Ints, dropped: Bools, block_of_group: Ints) -> Floats:
         """Quality that plans are expected to cost, as the sum of their single cuts: [plans]."""

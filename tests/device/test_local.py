@@ -28,6 +28,8 @@ from rlprune_edge.device.profiles import load_profile
 from rlprune_edge.errors import CandidateError, DeviceError, UserError
 from rlprune_edge.measurements import Measurement
 
+pytestmark = pytest.mark.alone
+
 Make = Callable[[int], Any]
 
 

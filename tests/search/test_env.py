@@ -41,7 +41,7 @@ def test_masks_allow_exactly_the_actions_that_change_something(target: Target, s
         obs, _ = env.reset()
         ended = False
         while not ended:
-            masks, level, dropped = env.action_masks(), env._level.copy(), env._dropped.copy()
+            masks, level, dropped = env.action_masks(), env.walk.level[0].copy(), env.walk.dropped[0].copy()
             gone = {b.name for b, d in zip(space.blocks, dropped, strict=True) if d}
             for i, group in enumerate(space.groups):
                 assert masks[i] == (level[i] < len(group.levels) - 1 and group.block not in gone)
@@ -50,7 +50,7 @@ def test_masks_allow_exactly_the_actions_that_change_something(target: Target, s
             assert env.observation_space.contains(obs)
             action = int(rng.choice(np.flatnonzero(masks)))
             obs, _, ended, truncated, _ = env.step(action)
-            changed = int((env._level != level).sum() + (env._dropped != dropped).sum())
+            changed = int((env.walk.level[0] != level).sum() + (env.walk.dropped[0] != dropped).sum())
             assert changed == (action != len(masks) - 1)
             assert not truncated
         assert env.observation_space.contains(obs)

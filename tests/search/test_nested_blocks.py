@@ -43,11 +43,14 @@ def test_rows_of_dropped_blocks_stay_whole(space: PruningSpace) -> None:
     def names(row: np.ndarray) -> set[str]:
         return {b.name for b, gone in zip(space.blocks, row, strict=True) if gone}
 
-    whole = arrays.removed(none, at(space, "layer.1"))
+    def removed(row: np.ndarray, name: str) -> np.ndarray:
+        return arrays.removed(row[None], np.array([at(space, name)]))[0]
+
+    whole = removed(none, "layer.1")
     assert names(whole) == set(LAYER_1)
-    half = arrays.removed(none, at(space, "layer.1.ffn"))
+    half = removed(none, "layer.1.ffn")
     assert names(half) == {"layer.1.ffn"}
-    assert names(arrays.removed(half, at(space, "layer.1.attention"))) == set(LAYER_1)
+    assert names(removed(half, "layer.1.attention")) == set(LAYER_1)
     assert names(arrays.restored(whole, at(space, "layer.1.attention"))) == {"layer.1.ffn"}
     assert names(arrays.restored(whole, at(space, "layer.1"))) == set()
 
@@ -63,13 +66,13 @@ def test_the_environment_offers_a_layer_only_while_it_is_whole(space: PruningSpa
     groups = len(space.groups)
     env.reset()
     assert env.action_masks()[groups + at(space, "layer.1")]
-    env.apply(groups + at(space, "layer.1.attention"))
+    env.walk.take(np.array([groups + at(space, "layer.1.attention")]))
     masks = env.action_masks()
     assert not masks[groups + at(space, "layer.1")], "what is left of it is the other part"
     assert masks[groups + at(space, "layer.1.ffn")]
     heads = [g.name for g in space.groups].index("layer.1.heads")
     assert not masks[heads], "its heads are gone"
-    env.apply(groups + at(space, "layer.2"))
+    env.walk.take(np.array([groups + at(space, "layer.2")]))
     assert set(env.proposal().dropped) == {"layer.1.attention", "layer.2.attention", "layer.2.ffn", "layer.2"}
     assert not env.action_masks()[groups + at(space, "layer.2.ffn")]
 

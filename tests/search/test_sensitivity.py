@@ -30,7 +30,7 @@ def cost_of(prior: Prior, space: PruningSpace, group: str, width: int) -> float:
     full = np.array([g.width for g in space.groups])
     narrow = full.copy()
     narrow[at] = width
-    return float(prior.costs(full, narrow)[at])
+    return float(prior.costs(full[None], narrow[None])[0, at])
 
 
 # ---------------------------------------------------------------- probes and curves
@@ -74,7 +74,7 @@ def test_noise_in_the_probes_never_makes_a_cut_look_like_a_gain(space: PruningSp
         costs = [cost_of(prior, space, group, n) for n in range(space.group(group).width, 0, -1)]
         assert (np.diff(costs) >= 0).all()
     assert cost_of(prior, space, "a", 8) == pytest.approx(0.1)
-    assert prior.costs(np.array([16, 32]), np.array([12, 16]))[-1] == 0.0
+    assert prior.costs(np.array([[16, 32]]), np.array([[12, 16]]))[0, -1] == 0.0
 
 
 def test_a_group_that_was_not_probed_costs_nothing(space: PruningSpace) -> None:
@@ -88,7 +88,7 @@ def logits_of(
     prior: Prior, *, freed: tuple[float, float, float], can: tuple[bool, bool, bool] = (True, True, True)
 ) -> np.ndarray:
     """Of the steps a: 16 -> 12, block.b: 32 -> 16, remove the block, do nothing."""
-    return prior.logits(np.array([16, 32]), np.array([12, 16]), freed=np.array(freed), can=np.array(can))
+    return prior.logits(np.array([[16, 32]]), np.array([[12, 16]]), freed=np.array([freed]), can=np.array([can]))[0]
 
 
 def test_the_best_step_is_0_the_others_below_and_none_below_the_floor(space: PruningSpace) -> None:
@@ -183,16 +183,20 @@ def test_check_env_is_clean_with_a_prior(recwarn: pytest.WarningsRecorder) -> No
 
 def prior_of_state(env: PruningEnv) -> np.ndarray:
     """The prior of every action in the state the environment is in, put together from plans by name."""
-    widths = [g.levels[level] for g, level in zip(env.space.groups, env._level, strict=True)]
-    after = [g.levels[min(level + 1, len(g.levels) - 1)] for g, level in zip(env.space.groups, env._level, strict=True)]
-    gone = tuple(b.name for b, d in zip(env.space.blocks, env._dropped, strict=True) if d)
+    widths = [g.levels[level] for g, level in zip(env.space.groups, env.walk.level[0], strict=True)]
+    after = [
+        g.levels[min(level + 1, len(g.levels) - 1)]
+        for g, level in zip(env.space.groups, env.walk.level[0], strict=True)
+    ]
+    gone = tuple(b.name for b, d in zip(env.space.blocks, env.walk.dropped[0], strict=True) if d)
     kept = dict(zip((g.name for g in env.space.groups), widths, strict=True))
     plans = [env.space.plan(kept | {g.name: n}, gone) for g, n in zip(env.space.groups, after, strict=True)]
     plans += [env.space.plan(kept, tuple({*gone, b.name})) for b in env.space.blocks]
     here = env.model.predict_many(*env.model.arrays.encode(env.space.plan(kept, gone)))[0]
     freed = [here - env.model.predict_many(*env.model.arrays.encode(plan))[0] for plan in plans]
     assert env.prior is not None
-    return env.prior.logits(np.array(widths), np.array(after), freed=np.array(freed), can=env.action_masks()[:-1])
+    rows = (np.array([values]) for values in (widths, after))
+    return env.prior.logits(*rows, freed=np.array([freed]), can=env.action_masks()[None, :-1])[0]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -18,6 +18,8 @@ from rlprune_edge.cli import app
 from rlprune_edge.device import health
 from rlprune_edge.device.meter import MODES
 
+pytestmark = pytest.mark.alone
+
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "boards.md").read_text()
 COMMANDS = [
     line[2:]

@@ -21,6 +21,8 @@ from rlprune_edge.device.board import Board, connect
 from rlprune_edge.device.profiles import load_profile
 from rlprune_edge.errors import DeviceError, UserError
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
