@@ -17,12 +17,14 @@ from rlprune_edge import __version__, cli_device, errors
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
 from rlprune_edge.places import cache_dir
+from rlprune_edge.request import AGENTS
 
 # torch, datasets and onnxruntime take seconds to import: every command imports its rooms when it runs, so that
 # `--help` and `device list` answer at once.
 
 PROVIDER = "What runs the model there: cpu, cuda or tensorrt. [default: the device's]"
 TASK = "digits, cifar10, imdb, librispeech, toy-text, toy-speech, or your own package.module:factory."
+AGENT = "Who searches: " + ", ".join(AGENTS) + ". [default: ppo]"
 STRICT = "Refuse this machine, too, while other work disturbs it, instead of a flag and a wider interval."
 
 app = typer.Typer(
@@ -103,12 +105,31 @@ def compress(
     target_latency: Annotated[str | None, typer.Option(help="Latency of one inference, e.g. 30ms.")] = None,
     max_memory: Annotated[str | None, typer.Option(help="Peak memory on the device, e.g. 200MB.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of the metric that may be lost.")] = None,
-    agent: Annotated[str | None, typer.Option(help="ppo, random or uniform. [default: ppo]")] = None,
+    agent: Annotated[str | None, typer.Option(help=AGENT)] = None,
     prior: Annotated[
         bool | None,
         typer.Option(
             "--prior/--no-prior", help="PPO starts from what single cuts cost (scored on the host). [default: on]"
         ),
+    ] = None,
+    demonstrations: Annotated[
+        bool | None,
+        typer.Option("--demonstrations/--no-demonstrations", help="PPO is shown knapsack plans. [default: on]"),
+    ] = None,
+    surrogate: Annotated[
+        bool | None,
+        typer.Option("--surrogate/--no-surrogate", help="PPO practises on predictions. [default: on]"),
+    ] = None,
+    neighbours: Annotated[
+        bool | None,
+        typer.Option("--neighbours/--no-neighbours", help="Plans next to the best are tried, too. [default: on]"),
+    ] = None,
+    masks: Annotated[
+        bool | None,
+        typer.Option("--masks/--no-masks", help="Impossible actions are hidden from PPO. [default: on]"),
+    ] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(help="A former run's folder: begin with its policy and what it found.")
     ] = None,
     budget: Annotated[int | None, typer.Option(help="Candidates to evaluate, each measured. [default: 60]")] = None,
     device_seconds: Annotated[float | None, typer.Option(help="Device time the search may use.")] = None,
@@ -157,6 +178,7 @@ def compress(
         words["target_latency_ms"] = requests.milliseconds(target_latency)
     if max_memory is not None:
         words["max_memory_mb"] = requests.megabytes(max_memory)
+    words["warm_start"] = str(warm_start) if warm_start is not None else None
     console = Console(stderr=as_json, highlight=False)
     if resume is not None:
         given = sorted(k for k, v in words.items() if v is not None) + [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,35 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
-from rlprune_edge import deliver
+from rlprune_edge import deliver, probing
 from rlprune_edge.device.boards import load_devices
 from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.station import Station
 from rlprune_edge.encoders import view
-from rlprune_edge.errors import CandidateError
-from rlprune_edge.export import probes
+from rlprune_edge.errors import UserError
 from rlprune_edge.inputs import Input, few, named
 from rlprune_edge.journal import Journal
 from rlprune_edge.progress import Watcher
-from rlprune_edge.prune import cut, importance, recover, refit, space, structure
+from rlprune_edge.prune import importance, recover, refit, space, structure
 from rlprune_edge.prune.graph import CoupledGroup
-from rlprune_edge.records import PruningSpace, WidthTimes
+from rlprune_edge.records import PruningSpace, Trial, WidthTimes
 from rlprune_edge.request import Request
 from rlprune_edge.run import Run
 from rlprune_edge.run_folder import RunFolder
-from rlprune_edge.search import agents, reward, staircase
-from rlprune_edge.search import sensitivity as sensitivities
+from rlprune_edge.search import agents, staircase
 from rlprune_edge.search.env import PruningEnv
+from rlprune_edge.search.parts import Parts, WarmStart, known_from
 from rlprune_edge.tasks.catalog import is_factory, load_own_model, load_task
 from rlprune_edge.tasks.task import LoadedModel, Task
 
-STAIRCASE = "staircase.json"
 SPACE = "space.json"
-SENSITIVITY = "sensitivity.json"
-PROBE_MACS = 50_000_000_000
-"""of one sensitivity probe: as many examples as that makes, so that large models are probed in minutes, too"""
-PROBE_EXAMPLES_LEAST, PROBE_EXAMPLES_MOST = 64, 500
+POLICY = "policy.zip"
 ENDS = {
     "budget": "the budget is used up",
     "repeats": "the agent hardly proposes anything new",
@@ -104,7 +102,7 @@ def prepared(
         run = _open(request, folder, watcher, task, loaded, device, benchmark)
         watcher.stage("trial 0: the uncut model")
         run.evaluate(run.space.uncut())
-        tables = _probe_widths(run)
+        tables = probing.probe_widths(run)
         run.space = run.space.with_levels(staircase.paying_levels(run.space, tables, step=request.step))
         folder.write_json(SPACE, asdict(run.space))
         yield run, tables
@@ -213,77 +211,58 @@ def _calibration(
     return [x], refit.collect(model, groups, x, seed=request.seed)
 
 
-def _probe_widths(run: Run) -> tuple[WidthTimes, ...]:
-    """The board's measured table of widths; kept in the run's folder, so that a resumed run sees the same stairs."""
-    known = run.folder.read_json(STAIRCASE)
-    if known is None:
-        run.watcher.stage("probing the device for the widths that pay")
-        widths = {g.name: staircase.candidate_widths(g.width, run.request.step) for g in run.space.groups}
-        found = probes.probes(run.space, widths)
-        models = list(dict.fromkeys(model for probe in found for model in probe.models.values()))
-        try:
-            times = dict(zip(models, run.device.sweep(models), strict=True))
-        except CandidateError as error:
-            run.watcher.note(f"the device cannot run the probes ({error}); every 10 % step is offered instead")
-            found = []
-        known = [
-            {"groups": list(p.groups), "times_ns": {str(w): p.scale * times[m] for w, m in p.models.items()}}
-            for p in found
-        ]
-        run.folder.write_json(STAIRCASE, known)
-    return tuple(
-        WidthTimes(tuple(entry["groups"]), {int(w): float(t) for w, t in entry["times_ns"].items()}) for entry in known
+def _warm_start(run: Run) -> WarmStart:
+    """The former run's policy, if it was made for the same groups and blocks, and what it found of the same network."""
+    former = Path(str(run.request.warm_start))
+    trials = Journal(former / run.folder.trials.name).trials if (former / run.folder.trials.name).is_file() else ()
+    if not trials:
+        raise UserError(f"{former} holds no run to start from.\nGive the folder a former run wrote to with --out.")
+    space = TypeAdapter(PruningSpace).validate_python(json.loads((former / SPACE).read_text(encoding="utf-8")))
+    if space.without_levels() != run.space.without_levels():
+        raise UserError(
+            f"{former} cut another network: its groups and blocks are not those of {run.loaded.name}.\n"
+            "Start from a run of the same model, or leave --warm-start out."
+        )
+    same = _scores_alike(trials[0], run.baseline_trial)
+    known = trials[1:] if same else ()
+    run.watcher.note(
+        f"starting from {former}: its policy and {len(known)} scored plans"
+        + ("" if same else " (its network scores otherwise, so its scores do not count)")
     )
+    policy = former / POLICY
+    return WarmStart(policy if policy.is_file() else None, known_from(known, run.reward_of, run.request.target))
 
 
-def _probe_sensitivity(run: Run) -> sensitivities.Sensitivity:
-    """What each single cut costs, scored on the host alone; kept in the run's folder like the staircase."""
-    known = run.folder.read_json(SENSITIVITY)
-    if known is None:
-        cuts = sensitivities.probes(run.space)
-        run.watcher.stage(f"sensitivity: {len(cuts)} single cuts, scored without the device")
-        most = min(PROBE_EXAMPLES_MOST, run.request.search_examples or PROBE_EXAMPLES_MOST)
-        count = min(most, max(PROBE_EXAMPLES_LEAST, PROBE_MACS // run.baseline.macs))
-        calibration = list(_first(run.calibration, count // 3))
-        known = {"groups": {}, "blocks": {}, "examples": count}
-        # the uncut model with its statistics taken from the same inputs: what is compared is the cut alone
-        whole = cut.apply(run.loaded.module, run.groups, run.ranking, run.space.uncut())
-        run.heal(whole, calibration)
-        uncut = run.task.score(whole.module, "search", limit=count).loss
-        for number, (name, width, plan) in enumerate(cuts, start=1):
-            probe = cut.apply(run.loaded.module, run.groups, run.ranking, plan)
-            run.heal(probe, calibration)
-            loss = run.task.score(probe.module, "search", limit=count).loss
-            cost = 1.0 - reward.loss_quality(loss, uncut_loss=uncut, chance_loss=run.task.chance_loss)
-            if width is None:
-                known["blocks"][name] = cost
-            else:
-                known["groups"].setdefault(name, {})[str(width)] = cost
-            if number % 10 == 0 or number == len(cuts):
-                run.watcher.step("single cuts", number, len(cuts))
-        run.folder.write_json(SENSITIVITY, known)
-    run.probes = sum(len(widths) for widths in known["groups"].values()) + len(known["blocks"])
-    groups = {name: {int(w): cost for w, cost in widths.items()} for name, widths in known["groups"].items()}
-    return sensitivities.Sensitivity(groups, known["blocks"])
-
-
-def _first(batches: list[Input], count: int) -> Iterator[Input]:
-    for x in batches:
-        if count > 0:
-            yield x[:count]
-        count -= len(x)
+def _scores_alike(first: Trial, second: Trial) -> bool:
+    one, other = first.quality, second.quality
+    if one is None or other is None:
+        return False
+    return one.examples == other.examples and math.isclose(one.loss, other.loss, rel_tol=1e-3)
 
 
 def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
     request, baseline = run.request, run.baseline
     offered = sum(len(g.levels) - 1 for g in run.space.groups)
     run.watcher.note(f"{offered} steps that pay over {len(run.space.groups)} groups")
-    # Without a hard budget an episode ends when the agent stops, and what single cuts cost says nothing about stopping.
-    informed = request.prior and request.agent == "ppo" and request.target.hard
-    sensitivity = _probe_sensitivity(run) if informed else None
+    sensitivity = probing.probe_sensitivity(run) if agents.informed(request) else None
     run.watcher.stage(f"search: {request.agent}, {request.budget} candidates")
     env = PruningEnv(
-        run.space, run.evaluate, baseline=baseline, target=request.target, tables=tables, sensitivity=sensitivity
+        run.space,
+        run.evaluate,
+        baseline=baseline,
+        target=request.target,
+        tables=tables,
+        sensitivity=sensitivity,
+        masks=request.masks,
     )
-    end = agents.search(request.agent, env, seed=request.seed)
+    parts = Parts(request.demonstrations, request.surrogate, request.neighbours, request.masks)
+    end = agents.search(
+        request.agent,
+        env,
+        seed=request.seed,
+        budget=request.budget,
+        parts=parts,
+        policy=run.folder.path / POLICY,
+        warm_start=_warm_start(run) if request.warm_start else None,
+    )
     run.watcher.note(f"{len(end.trials)} candidates from {end.episodes} episodes; {ENDS[end.reason]}")

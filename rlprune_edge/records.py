@@ -147,6 +147,10 @@ class PruningSpace:
             if op.block not in gone
         )
 
+    def without_levels(self) -> PruningSpace:
+        """The same space without the widths on offer, which are each board's own."""
+        return self.with_levels({g.name: (g.width,) for g in self.groups})
+
     def with_levels(self, levels: Mapping[str, tuple[int, ...]]) -> PruningSpace:
         """The same space, offering other widths for the groups named."""
         groups = tuple(replace(g, levels=levels.get(g.name, g.levels)) for g in self.groups)

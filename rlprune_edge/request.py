@@ -15,7 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rlprune_edge.errors import UserError
 from rlprune_edge.records import Target
 
-AGENTS = ("ppo", "random", "uniform")
+AGENTS = (
+    "ppo",
+    "ppo-cold",
+    "dqn",
+    "knapsack",
+    "greedy",
+    "evolution",
+    "tpe",
+    "gp",
+    "random",
+    "random-policy",
+    "uniform",
+)
 FILE = "request.toml"
 
 
@@ -56,6 +68,17 @@ class Request(BaseModel):
 
     agent: str = "ppo"
     prior: bool = True
+    """what single cuts cost steers `ppo`"""
+    demonstrations: bool = True
+    """plans of a latency knapsack are tried first and shown to `ppo`"""
+    surrogate: bool = True
+    """`ppo` practises on predictions; without, every episode is evaluated"""
+    neighbours: bool = True
+    """plans next to the best ones are proposed beside `ppo`'s own"""
+    masks: bool = True
+    """impossible actions are hidden from `ppo`; without, they cost it a step"""
+    warm_start: str | None = None
+    """a former run's folder, whose policy and figures the search begins with"""
     budget: int = 60
     device_seconds: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)

@@ -221,6 +221,10 @@ class Run:
             self.export(self.loaded.module, path, {})
         return path, onnx_graph.sha256_of(path)
 
+    def reward_of(self, trial: Trial) -> Score:
+        """What a trial, also one of another run of the same network, is worth under this run's target."""
+        return self._score(trial, self.baseline)
+
     def _score(self, trial: Trial, baseline: Baseline) -> Score:
         measured = trial.measurement if trial.failure is None else None
         return reward.score(

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
 SPINE = {
-    f"rlprune_edge/{name}.py" for name in ("run", "compress", "finalists", "deliver", "measure", "cli", "cli_device")
+    f"rlprune_edge/{name}.py"
+    for name in ("run", "probing", "compress", "finalists", "deliver", "measure", "cli", "cli_device")
 }
 HOMES = {
     "torch_pruning": ("rlprune_edge/prune/graph.py",),
@@ -23,8 +24,9 @@ HOMES = {
         "agents/rlprune_agent/runtime.py",
     ),
     "gymnasium": ("rlprune_edge/search/env.py",),
-    "stable_baselines3": ("rlprune_edge/search/ppo.py",),
-    "sb3_contrib": ("rlprune_edge/search/ppo.py",),
+    "stable_baselines3": tuple(f"rlprune_edge/search/{name}.py" for name in ("ppo", "policy", "imagination", "dqn")),
+    "sb3_contrib": tuple(f"rlprune_edge/search/{name}.py" for name in ("ppo", "policy", "imitation", "rounds")),
+    "optuna": ("rlprune_edge/search/field_optuna.py",),
     "torchvision": ("rlprune_edge/tasks/torchvision_models.py",),
     "datasets": ("rlprune_edge/tasks/hub.py",),
     "sklearn": ("rlprune_edge/tasks/digits.py",),
@@ -46,7 +48,7 @@ TORCH = (
     "rlprune_edge/tasks/",
     "rlprune_edge/prune/",
     "rlprune_edge/export/",
-    "rlprune_edge/search/ppo.py",
+    *(f"rlprune_edge/search/{name}.py" for name in ("ppo", "policy", "imitation", "process_state")),
 )
 
 

@@ -21,7 +21,7 @@ from rlprune_edge.errors import UserError
         ({"max_memory_mb": -1.0}, "--max-memory must be above 0"),
         ({"max_drop": -0.5}, "asks for a gain"),
         ({"budget": 0}, "--budget 0 leaves nothing to try"),
-        ({"agent": "greedy"}, "--agent greedy is not known: choose ppo, random, uniform"),
+        ({"agent": "sac"}, "--agent sac is not known: choose ppo, ppo-cold, dqn"),
         ({"importance": "l2"}, "choose taylor, fisher, magnitude"),
         ({"final_mode": "fast"}, "choose reward, verify, report"),
         ({"seed": -1}, "--seed"),

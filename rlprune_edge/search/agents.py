@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rlprune_edge.errors import UserError
 
 if TYPE_CHECKING:
-    from rlprune_edge.records import Trial
+    from rlprune_edge.request import Request
     from rlprune_edge.search.end import SearchEnd
     from rlprune_edge.search.env import PruningEnv
+    from rlprune_edge.search.tally import OnTrial
 
 
-def _ppo(env: PruningEnv, **options: Any) -> SearchEnd:
-    from rlprune_edge.search.ppo import search_with_ppo
+@dataclass(frozen=True)
+class Agent:
+    """Where a searcher is, and what it wants to be told."""
 
-    return search_with_ppo(env, **options)
-
-
-def _random(env: PruningEnv, **options: Any) -> SearchEnd:
-    from rlprune_edge.search.baselines import search_with_random
-
-    return search_with_random(env, **options)
-
-
-def _uniform(env: PruningEnv, *, seed: int, **options: Any) -> SearchEnd:
-    from rlprune_edge.search.baselines import search_with_uniform
-
-    del seed  # it draws no random numbers
-    return search_with_uniform(env, **options)
+    module: str
+    function: str
+    what: str
+    """in a line, for a list of them"""
+    takes: tuple[str, ...] = ("seed",)
+    probes: bool = False
+    """asks for what single cuts cost (`sensitivity`)"""
 
 
-AGENTS: dict[str, Callable[..., SearchEnd]] = {"ppo": _ppo, "random": _random, "uniform": _uniform}
+_PPO = ("seed", "budget", "parts", "settings", "policy", "warm_start")
+AGENTS: dict[str, Agent] = {
+    "ppo": Agent("ppo", "search_with_ppo", "PPO with prior, knapsack plans and surrogates", _PPO, probes=True),
+    "ppo-cold": Agent("ppo", "search_with_cold_ppo", "PPO alone, every episode evaluated", ("seed", "policy")),
+    "dqn": Agent("dqn", "search_with_dqn", "deep Q-learning, every episode evaluated", ("seed", "budget")),
+    "knapsack": Agent("field_knapsack", "search_with_knapsack", "latency knapsack (SPDY, HALP)", probes=True),
+    "greedy": Agent("field_greedy", "search_with_greedy", "step by step (NetAdapt)", ("seed", "budget")),
+    "evolution": Agent("field_optuna", "search_with_evolution", "NSGA-II (Optuna)", ("seed", "budget")),
+    "tpe": Agent("field_optuna", "search_with_tpe", "tree-structured Parzen estimator (Optuna)"),
+    "gp": Agent("field_gp", "search_with_gp", "Gaussian process with local search"),
+    "random": Agent("baselines", "search_with_random", "random plans that fill the budget"),
+    "random-policy": Agent("baselines", "search_with_random_policy", "random actions in PPO's episodes"),
+    "uniform": Agent("baselines", "search_with_uniform", "the same share of every group", ()),
+}
 
 
-def search(
-    agent: str,
-    env: PruningEnv,
-    *,
-    seed: int,
-    on_trial: Callable[[Trial], None] | None = None,
-    **options: Any,
-) -> SearchEnd:
+def informed(request: Request) -> bool:
+    """Whether a run begins with what single cuts cost.
+
+    PPO does where a budget ends its episodes: without one it has to stop by itself, of which they say nothing.
+    """
+    if not AGENTS[request.agent].probes:
+        return False
+    return request.agent != "ppo" or (request.prior and request.target.hard)
+
+
+def search(agent: str, env: PruningEnv, *, on_trial: OnTrial | None = None, **options: Any) -> SearchEnd:
     """Run the searcher named `agent` until its budget is spent (`BudgetSpent` from `evaluate`) or nothing new comes.
 
-    `options` go to that searcher (`settings=PpoSettings(...)` for `ppo`). Raises UserError for an unknown name;
-    `DeviceError` and `KeyboardInterrupt` out of `evaluate` pass through.
+    Of the `options` (`seed`, `budget` in candidates, ...) it is told those that it takes. Raises UserError for an
+    unknown name; `DeviceError` and `KeyboardInterrupt` out of `evaluate` pass through.
     """
     if agent not in AGENTS:
         raise UserError(f"There is no agent called {agent!r}. Known are: {', '.join(AGENTS)}.")
-    return AGENTS[agent](env, seed=seed, on_trial=on_trial, **options)
+    found = AGENTS[agent]
+    function: Callable[..., SearchEnd] = getattr(import_module(f"rlprune_edge.search.{found.module}"), found.function)
+    return function(env, on_trial=on_trial, **{k: v for k, v in options.items() if k in found.takes})

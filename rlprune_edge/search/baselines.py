@@ -1,41 +1,53 @@
-"""The searchers that PPO has to beat, through the same door: random policy and uniform shrinking."""
+"""Searchers that learn nothing: random policy, random plans, uniform shrinking."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from rlprune_edge.errors import BudgetSpent
-from rlprune_edge.records import Plan, PruningSpace, Trial
+from rlprune_edge.records import Plan, PruningSpace
 from rlprune_edge.search.end import SearchEnd
 from rlprune_edge.search.env import PruningEnv
-from rlprune_edge.search.repeats import Repeats
+from rlprune_edge.search.moves import random_plan
+from rlprune_edge.search.tally import OnTrial, Tally
 
-OnTrial = Callable[[Trial], None]
 
-
-def search_with_random(env: PruningEnv, *, seed: int, on_trial: OnTrial | None = None) -> SearchEnd:
+def search_with_random_policy(env: PruningEnv, *, seed: int, on_trial: OnTrial | None = None) -> SearchEnd:
     """Every possible action with the same probability, through the same episodes as PPO.
 
     Runs until the budget is spent or hardly a proposal is new. `on_trial` is told each distinct trial.
     """
     rng = np.random.default_rng(seed)
-    repeats = Repeats()
-    reason = "repeats"
+    tally, walk = Tally(env, on_trial), env.walks(1)
     try:
-        while not repeats.many:
-            env.reset()
+        while not tally.stale:
+            walk.start()
             ended = False
             while not ended:
-                action = int(rng.choice(np.flatnonzero(env.action_masks())))
-                _, _, ended, _, info = env.step(action)
-            repeats.count(info["new"])
-            if info["new"] and on_trial is not None:
-                on_trial(info["trial"])
+                action = rng.choice(np.flatnonzero(walk.masks()[0]))
+                ended = bool(walk.take(np.array([action]))[0]) or walk.steps[0] >= env.horizon
+            tally.propose(env.completed(walk.plan()))
     except BudgetSpent:
-        reason = "budget"
-    return SearchEnd(tuple(env.trials.values()), env.episodes, reason)
+        return tally.end("budget")
+    return tally.end("repeats")
+
+
+def search_with_random(env: PruningEnv, *, seed: int, on_trial: OnTrial | None = None) -> SearchEnd:
+    """Random widths and removals, cut on until the budget is predicted to be met, slack given back.
+
+    Li et al. (CVPR 2022) found such plans to match many pruning methods. Runs until the budget is spent or hardly a
+    proposal is new.
+    """
+    rng = np.random.default_rng(seed)
+    tally = Tally(env, on_trial)
+    try:
+        while not tally.stale:
+            tally.propose(random_plan(env, rng))
+    except BudgetSpent:
+        return tally.end("budget")
+    return tally.end("repeats")
 
 
 def search_with_uniform(env: PruningEnv, *, on_trial: OnTrial | None = None) -> SearchEnd:
@@ -45,18 +57,14 @@ def search_with_uniform(env: PruningEnv, *, on_trial: OnTrial | None = None) -> 
     neighbours on either side. Without one: the whole ladder, coarse to fine. Runs until the budget is spent or the
     ladder is exhausted.
     """
-    ladder = uniform_ladder(env.space)
+    ladder, tally = uniform_ladder(env.space), Tally(env, on_trial)
     order = _around_boundary(env, ladder) if env.limits.hard else _coarse_to_fine(ladder)
-    reason = "exhausted"
     try:
         for plan in order:
-            trial, new = env.try_plan(plan)
-            env.episodes += 1
-            if new and on_trial is not None:
-                on_trial(trial)
+            tally.propose(plan)
     except BudgetSpent:
-        reason = "budget"
-    return SearchEnd(tuple(env.trials.values()), env.episodes, reason)
+        return tally.end("budget")
+    return tally.end("exhausted")
 
 
 def uniform_ladder(space: PruningSpace) -> list[Plan]:

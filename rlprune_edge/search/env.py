@@ -60,11 +60,12 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         horizon: int | None = None,
         fill: bool = True,
         sensitivity: Sensitivity | None = None,
+        masks: bool = True,
     ) -> None:
         """`space` offers the levels to use (see `staircase.paying_levels`); `evaluate` is called once per episode.
 
         With `sensitivity` the observation ends with the prior of every action, see `sensitivity.Prior`, and slack is
-        given back where the most quality was lost.
+        given back where the most quality was lost. Without `masks` every action is called possible.
         """
         if not space.groups and not space.blocks:
             raise UserError("Nothing in this model can be cut: no group of channels and no removable block was found.")
@@ -77,6 +78,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.limits = Limits(latency_target_ms(target, baseline), target.memory_mb)
         self.model = LatencyModel(space, tables, baseline_ms=baseline.latency_ms, baseline_memory_mb=baseline.memory_mb)
         self.fill = fill
+        self.masks = masks
         self.prior = Prior(space, sensitivity) if sensitivity is not None else None
         self.trials: dict[str, Trial] = {}
         """every distinct trial so far, in order, by plan key"""
@@ -115,7 +117,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def action_masks(self) -> Bools:
         """Which actions are possible now: bool [groups + blocks + 1]."""
-        possible: Bools = self.walk.masks()[0]
+        possible: Bools = self.walk.masks()[0] if self.masks else np.ones(self.walk.actions, dtype=np.bool_)
         return possible
 
     # ------------------------------------------------------------ for the searchers
@@ -140,8 +142,13 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         new = plan.key not in self.trials
         self.trials.setdefault(plan.key, trial)
         if trial.measurement is not None:
-            self.model.observe(plan, judged_latency_ms(trial.measurement, self.baseline), trial.measurement.memory_mb)
+            self.model.observe(plan, self.judged_ms(trial), trial.measurement.memory_mb)
         return trial, new
+
+    def judged_ms(self, trial: Trial) -> float:
+        """The latency that a measured trial is judged by."""
+        assert trial.measurement is not None
+        return judged_latency_ms(trial.measurement, self.baseline)
 
     def _observe(self) -> NDArray[np.float32]:
         seen: NDArray[np.float32] = self.walk.observe()[0]

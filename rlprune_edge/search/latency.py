@@ -51,7 +51,8 @@ class LatencyModel:
         self._phi = _phi_table(space, tables)
         self._tabled = np.array([g.name in {n for t in tables for n in t.groups} for g in space.groups], dtype=np.bool_)
         self._share = (1.0 - _OVERHEAD) * _op_shares(self.arrays, tables)
-        self._bucket = np.arange(len(space.ops)) * _BUCKETS // max(1, len(space.ops))
+        bucket = np.arange(len(space.ops)) * _BUCKETS // max(1, len(space.ops))
+        self._in_bucket: Floats = (bucket[:, None] == np.arange(_BUCKETS)).astype(np.float64)
         self._seen: set[str] = set()
         self._rows: list[Floats] = []
         self._costs: list[float] = []
@@ -149,9 +150,9 @@ class LatencyModel:
 
     def _features(self, costs: Floats, widths: Ints, dropped: Bools) -> Floats:
         macs = self.arrays.op_macs(widths, dropped) / self.arrays.full_macs
-        kept = self.arrays.kept_ops(dropped) / max(1, len(self._bucket))
-        parts = [per_op[:, self._bucket == b].sum(axis=1) for per_op in (costs, macs, kept) for b in range(_BUCKETS)]
-        return np.stack([*parts, np.ones(len(widths))], axis=1)
+        kept = self.arrays.kept_ops(dropped) / max(1, len(self._in_bucket))
+        parts = [per_op @ self._in_bucket for per_op in (costs, macs, kept)]
+        return np.concatenate([*parts, np.ones((len(widths), 1))], axis=1)
 
     def _removed_mb(self, widths: Ints, dropped: Bools) -> Floats:
         left = self.arrays.op_weights(widths, dropped).sum(axis=1)

@@ -1,4 +1,4 @@
-"""PPO with invalid actions masked, as the search's agent; home of stable-baselines3, sb3-contrib and torch in `search`.
+"""PPO with invalid actions masked, as the search's agent.
 
 What surprised us in sb3-contrib 2.9.2: its `train` normalises the advantages of every minibatch, and one of a single
 step becomes NaN (stable-baselines3 guards against that, the masked version does not): no rollout leaves a small rest.
@@ -7,28 +7,31 @@ It draws minibatches from numpy's global generator and actions from torch's.
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from sb3_contrib import MaskablePPO
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.vec_env import DummyVecEnv
-from torch import nn
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from rlprune_edge.errors import BudgetSpent
 from rlprune_edge.records import Plan, Trial
+from rlprune_edge.search import rounds
 from rlprune_edge.search.end import SearchEnd
 from rlprune_edge.search.env import PruningEnv
-from rlprune_edge.search.repeats import Repeats
-from rlprune_edge.search.sensitivity import FLOOR
+from rlprune_edge.search.imagination import Imagination
+from rlprune_edge.search.parts import Parts, WarmStart
+from rlprune_edge.search.policy import PriorPolicy
+from rlprune_edge.search.process_state import own_process_state
+from rlprune_edge.search.tally import OnTrial, Tally
+
+PAST = 512
+"""episodes whose rewards say what an ordinary one is"""
 
 
 @dataclass(frozen=True)
@@ -48,51 +51,95 @@ class PpoSettings:
     normalise_reward: bool = True
 
 
+LITERAL = Parts(demonstrations=False, surrogate=False, neighbours=False)
+"""every episode is evaluated for real and nothing else teaches the policy"""
+
+
 def search_with_ppo(
     env: PruningEnv,
     *,
     seed: int,
+    budget: int | None = None,
+    parts: Parts | None = None,
     settings: PpoSettings | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
+    policy: Path | None = None,
+    warm_start: WarmStart | None = None,
+    on_trial: OnTrial | None = None,
 ) -> SearchEnd:
     """Let PPO propose plans until the budget is spent or hardly a proposal is new; `on_trial` hears each distinct one.
+
+    With the surrogate among its `parts` in rounds of imagination (see `rounds`), else every episode is evaluated. The
+    policy is saved to `policy` at the end, however it comes; `warm_start` begins with another search's.
 
     The same seed and the same answers of `evaluate` give the same plans in the same order. The policy runs on one torch
     thread and on its own random numbers; inside `evaluate`, and afterwards, the caller's threads and generators are
     back. Whatever else `evaluate` raises (`DeviceError`, `KeyboardInterrupt`) passes through.
     """
-    settings = settings or PpoSettings()
+    settings, parts = settings or PpoSettings(), parts or Parts()
     callers = env.evaluate
-    watch = _Watch(env, on_trial, settings.normalise_reward)
-    reason = "repeats"
-    with _own_process_state() as put_back:
+    tally = Tally(env, on_trial)
+    with own_process_state() as put_back:
 
         def evaluate(plan: Plan) -> Trial:
             with put_back():
                 return callers(plan)
 
+        dream = Imagination(env, count=rounds.WALKS, masked=parts.masks)
+        scores = _StandardScores(settings.normalise_reward)
+        if parts.surrogate:
+            episodes, epochs = rounds.EPISODES_PER_UPDATE, rounds.EPOCHS
+            agent = _agent(dream, env, seed, settings, episodes=episodes, epochs=epochs)
+        else:
+            real, episodes = DummyVecEnv([lambda: env]), settings.episodes_per_update
+            agent = _agent(real, env, seed, settings, episodes=episodes, epochs=settings.epochs)
         env.evaluate = evaluate
         try:
-            _agent(env, seed, settings).learn(sys.maxsize, callback=watch, log_interval=sys.maxsize)
+            if parts.surrogate:
+                rounds.search(
+                    env,
+                    dream,
+                    agent,
+                    tally,
+                    practise=lambda steps: _learn(agent, steps, scores),
+                    parts=parts,
+                    budget=budget,
+                    seed=seed,
+                    warm_start=warm_start,
+                )
+            else:
+                rounds.introduce(env, agent, tally, parts=parts, seed=seed, warm_start=warm_start)
+                _learn(agent, sys.maxsize, _Told(settings.normalise_reward, tally))
+            return tally.end("repeats")
         except BudgetSpent:
-            reason = "budget"
+            return tally.end("budget")
         finally:
             env.evaluate = callers
-    return SearchEnd(tuple(env.trials.values()), env.episodes, reason)
+            if policy is not None:
+                agent.save(policy)
 
 
-def _agent(env: PruningEnv, seed: int, settings: PpoSettings) -> MaskablePPO:
-    wanted = settings.episodes_per_update * env.mean_episode
+def search_with_cold_ppo(
+    env: PruningEnv, *, seed: int, policy: Path | None = None, on_trial: OnTrial | None = None
+) -> SearchEnd:
+    """PPO as in `search_with_ppo`, with nothing but its own real episodes to learn from."""
+    return search_with_ppo(env, seed=seed, parts=LITERAL, policy=policy, on_trial=on_trial)
+
+
+def _agent(
+    envs: VecEnv, env: PruningEnv, seed: int, settings: PpoSettings, *, episodes: int, epochs: int
+) -> MaskablePPO:
+    """An agent whose rollouts hold about so many episodes."""
+    wanted = episodes * env.mean_episode / envs.num_envs
     # Whole minibatches, or a rest of at least half of one: see the module's docstring.
     half = max(2, settings.batch_size // 2)
-    n_steps = half * max(2, round(wanted / half + 0.5))
+    n_steps = half * max(2, round(wanted / half + 0.5)) if envs.num_envs == 1 else max(4, round(wanted))
     return MaskablePPO(
-        _PriorPolicy if env.prior is not None else "MlpPolicy",
-        DummyVecEnv([lambda: env]),
+        PriorPolicy if env.prior is not None else "MlpPolicy",
+        envs,
         learning_rate=settings.learning_rate,
         n_steps=n_steps,
-        batch_size=settings.batch_size,
-        n_epochs=settings.epochs,
+        batch_size=settings.batch_size if envs.num_envs == 1 else envs.num_envs * n_steps // 8,
+        n_epochs=epochs,
         gamma=settings.gamma,
         gae_lambda=settings.gae_lambda,
         clip_range=settings.clip_range,
@@ -103,74 +150,24 @@ def _agent(env: PruningEnv, seed: int, settings: PpoSettings) -> MaskablePPO:
     )
 
 
-class _PriorPolicy(MaskableActorCriticPolicy):
-    """The usual network, its logits added to the prior's, which stand at the end of the observation.
-
-    The action layer starts at almost zero, so that an untrained policy acts by the prior, and learns where it is wrong.
-    """
-
-    def _build(self, lr_schedule: Schedule) -> None:
-        super()._build(lr_schedule)
-        actions = int(self.action_space.n)  # type: ignore[attr-defined]
-        hidden = self.action_net
-        assert isinstance(hidden, nn.Linear)
-        self.mlp_extractor = _KeepPrior(self.mlp_extractor, actions)  # type: ignore[assignment]  # quacks like it
-        self.action_net = _AddPrior(hidden, actions)
-        options = {"lr": lr_schedule(1), **self.optimizer_kwargs}  # the base class of all optimizers names none
-        self.optimizer = self.optimizer_class(self.parameters(), **options)
+def _learn(agent: MaskablePPO, steps: int, callback: BaseCallback) -> None:
+    agent.learn(steps, callback=callback, log_interval=sys.maxsize, reset_num_timesteps=agent.num_timesteps == 0)
 
 
-class _KeepPrior(nn.Module):
-    """Hands the prior on, behind the hidden layer's output."""
+class _StandardScores(BaseCallback):
+    """Normalises the rewards of a rollout."""
 
-    def __init__(self, inner: nn.Module, actions: int) -> None:
+    def __init__(self, normalise: bool) -> None:
         super().__init__()
-        self.inner, self.actions = inner, actions
-
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.forward_actor(features), self.forward_critic(features)
-
-    def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
-        prior = (features[:, -self.actions :] - 1.0) * FLOOR
-        return torch.cat([self.inner.forward_actor(features), prior], dim=1)  # type: ignore[operator]
-
-    def forward_critic(self, features: torch.Tensor) -> torch.Tensor:
-        value: torch.Tensor = self.inner.forward_critic(features)  # type: ignore[operator]
-        return value
-
-
-class _AddPrior(nn.Module):
-    def __init__(self, learned: nn.Linear, actions: int) -> None:
-        super().__init__()
-        self.learned, self.actions = learned, actions
-
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.learned(latent[:, : -self.actions]) + latent[:, -self.actions :]
-        return logits
-
-
-class _Watch(BaseCallback):
-    """Reports trials, stops a search that only repeats itself, normalises the rewards of a rollout."""
-
-    def __init__(self, env: PruningEnv, on_trial: Callable[[Trial], None] | None, normalise: bool) -> None:
-        super().__init__()
-        self._env = env
-        self._on_trial = on_trial
         self._normalise = normalise
-        self._repeats = Repeats()
-        self._rewards: list[float] = []
+        self._rewards: deque[float] = deque(maxlen=PAST)
 
     def _on_step(self) -> bool:
-        info: dict[str, Any] = self.locals["infos"][0]
-        if "trial" in info:
-            self._rewards.append(info["trial"].score.reward)
-            self._repeats.count(info["new"])
-            if info["new"] and self._on_trial is not None:
-                self._on_trial(info["trial"])
-        return not self._repeats.many
+        self._rewards.extend(float(r) for r in self.locals["rewards"][self.locals["dones"]])
+        return True
 
     def _on_rollout_end(self) -> None:
-        """Rewards as standard scores among all episodes so far.
+        """Rewards as standard scores among the episodes of late.
 
         Uncentred, a reward around 0.7 discounted by 0.99 per step differs more between the first and the last step of
         an episode than between a good plan and a bad one, and that is what the untrained critic lets through. Scores
@@ -194,49 +191,16 @@ class _Watch(BaseCallback):
         buffer.compute_returns_and_advantage(last_values=values, dones=starts)
 
 
-@contextmanager
-def _own_process_state() -> Iterator[Callable[[], Any]]:
-    """Take over torch's threads and the global random generators; yields a context manager that puts the caller's back.
+class _Told(_StandardScores):
+    """Counts what real episodes come to as well, and ends the search once they only repeat each other."""
 
-    They belong to the whole process. Without this a candidate's fine-tuning would decide what the policy tries next,
-    and a resumed search, which skips it, would take another way. One thread: PPO's matrices are tiny, and with two
-    threads a search's own share took 143 s instead of 8.
-    """
-    theirs = _State.now()
+    def __init__(self, normalise: bool, tally: Tally) -> None:
+        super().__init__(normalise)
+        self._tally = tally
 
-    @contextmanager
-    def put_back() -> Iterator[None]:
-        nonlocal theirs
-        ours = _State.now()
-        theirs.restore()
-        try:
-            yield
-        finally:
-            theirs = _State.now()
-            ours.restore()
-
-    torch.set_num_threads(1)
-    try:
-        yield put_back
-    finally:
-        theirs.restore()
-
-
-@dataclass(frozen=True)
-class _State:
-    """What torch, numpy and Python keep per process."""
-
-    threads: int
-    torch_rng: torch.Tensor
-    numpy_rng: Any
-    python_rng: Any
-
-    @classmethod
-    def now(cls) -> _State:
-        return cls(torch.get_num_threads(), torch.get_rng_state(), np.random.get_state(), random.getstate())
-
-    def restore(self) -> None:
-        torch.set_num_threads(self.threads)
-        torch.set_rng_state(self.torch_rng)
-        np.random.set_state(self.numpy_rng)
-        random.setstate(self.python_rng)
+    def _on_step(self) -> bool:
+        super()._on_step()
+        info = self.locals["infos"][0]
+        if "trial" in info:
+            self._tally.count(info["trial"], new=info["new"])
+        return not self._tally.stale

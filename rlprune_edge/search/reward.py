@@ -136,6 +136,41 @@ def score(
     return Score(reward=reward, quality=q, feasible=feasible, terms=terms)
 
 
+def scored_part(score: Score, target: Target, weights: RewardWeights | None = None) -> float:
+    """What of a reward needed the network to be scored, higher is better: what a surrogate has to predict.
+
+    With a hard budget the quality, less what losing too much costs; with `max_drop` alone the points lost, negative;
+    else the share of the metric that is kept. -1 for a failed candidate, which is as bad as no network at all.
+    """
+    w = weights or RewardWeights()
+    if "failed" in score.terms:
+        return -100.0 if not target.hard and target.max_drop is not None else -1.0
+    if target.hard:
+        return score.quality - w.over_drop * score.terms.get("over_drop", 0.0)
+    return -score.terms["drop"] if target.max_drop is not None else score.terms["metric_kept"]
+
+
+def imagined(
+    part: float,
+    latency_ms: float,
+    memory_mb: float | None,
+    *,
+    baseline: Baseline,
+    target: Target,
+    weights: RewardWeights | None = None,
+) -> float:
+    """The reward that a plan would have with this `scored_part` and these figures, a hard budget being met."""
+    w = weights or RewardWeights()
+    if target.hard:
+        return part
+    log_speedup = math.log(baseline.latency_ms / max(1e-9, latency_ms))
+    if target.max_drop is not None:
+        over = max(0.0, -part - w.drop_allowance * target.max_drop) / 100.0
+        return max(0.0, log_speedup) if over == 0.0 else -w.over_drop * over
+    saved = math.log(baseline.memory_mb / memory_mb) if memory_mb and baseline.memory_mb else 0.0
+    return part + w.latency * log_speedup + w.memory * saved
+
+
 def _usable(quality: Quality, latency_ms: float) -> bool:
     return (
         math.isfinite(quality.metric) and math.isfinite(quality.loss) and math.isfinite(latency_ms) and latency_ms > 0

@@ -77,6 +77,10 @@ class Prior:
         steps = self._group_cost[rows, next_widths] - self._group_cost[rows, widths]
         return np.concatenate([steps, np.broadcast_to(self._block_cost, (len(widths), len(self._block_cost)))], axis=1)
 
+    def single_costs(self) -> tuple[Floats, Floats]:
+        """Quality that each group costs at every width, [groups, widths from 0], and each block removed, [blocks]."""
+        return self._group_cost, self._block_cost
+
     def logits(self, widths: Ints, next_widths: Ints, *, freed: Floats, can: Bools) -> Floats:
         """Prior of every step and of doing nothing (the last): [states, groups + blocks + 1]; `freed` in ms."""
         useful = can & (freed > 0)

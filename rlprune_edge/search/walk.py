@@ -75,7 +75,7 @@ class Walk:
         self.level[narrower, actions[narrower]] += 1
         removing = rows[actions[rows] >= self.groups]
         self.dropped[removing] = self.arrays.removed(self.dropped[removing], actions[removing] - self.groups)
-        ended: Bools = ~self.masks()[:, :-1].any(axis=1)
+        ended: Bools = np.logical_not(np.any(self.masks()[:, :-1], axis=1))
         if self.limits.hard:
             ended |= self.limits.met(self.model, self.widths, self.dropped)
         else:

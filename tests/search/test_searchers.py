@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,16 @@ from rlprune_edge.errors import BudgetSpent, DeviceError, UserError
 from rlprune_edge.records import Plan, Target, Trial
 from rlprune_edge.search.agents import AGENTS, search
 from rlprune_edge.search.baselines import uniform_ladder
-from rlprune_edge.search.ppo import PpoSettings, search_with_ppo
+from rlprune_edge.search.env import PruningEnv
+from rlprune_edge.search.ppo import LITERAL, PpoSettings, search_with_ppo
 
 TWICE = Target(speedup=2.0)
 Evaluate = Callable[[Plan], Trial]
+
+
+def env_for(agent: str, planted: Planted, target: Target, budget: int = 10_000, **options: Any) -> PruningEnv:
+    """The planted problem, with the single cuts scored for those who ask for it."""
+    return planted.env(target, budget, sensitivity=planted.sensitivity() if AGENTS[agent].probes else None, **options)
 
 
 def keys(trials: tuple[Trial, ...] | list[Trial]) -> list[str]:
@@ -43,7 +50,7 @@ def test_ppo_learns_on_the_planted_board() -> None:
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_spent_budget_ends_the_search_with_that_many_candidates(agent: str) -> None:
     told: list[Trial] = []
-    end = search(agent, Planted().env(TWICE, 5), seed=0, on_trial=told.append)
+    end = search(agent, env_for(agent, Planted(), TWICE, 5), seed=0, on_trial=told.append)
     assert end.reason == "budget"
     assert len(end.trials) == 5
     assert len(set(keys(end.trials))) == 5
@@ -55,8 +62,7 @@ def test_a_spent_budget_ends_the_search_with_that_many_candidates(agent: str) ->
 @pytest.mark.parametrize("target", [Target(), Target(memory_mb=30.5), Target(max_drop=1.0)])
 def test_every_agent_searches_in_every_mode(agent: str, target: Target) -> None:
     planted = Planted()
-    env = planted.env(target, 30)
-    end = search(agent, env, seed=0)
+    end = search(agent, env_for(agent, planted, target, 30), seed=0, budget=30)
     assert end.best is not None
     met = [t.score.reward for t in end.trials if t.score.feasible]
     assert end.best.score.reward == max(met)
@@ -76,7 +82,7 @@ def test_faults_of_the_device_and_ctrl_c_pass_through(agent: str, error: BaseExc
             raise error
         return inner(plan)
 
-    env = planted.env(TWICE, evaluate=evaluate)
+    env = env_for(agent, planted, TWICE, evaluate=evaluate)
     with pytest.raises(type(error)) as raised:
         search(agent, env, seed=0)
     assert raised.value is error
@@ -103,7 +109,7 @@ def run_disturbed(planted: Planted, journal: dict[str, Trial], stop_at: int, age
         return journal[plan.key]
 
     with contextlib.suppress(KeyboardInterrupt):
-        search(agent, planted.env(TWICE, evaluate=evaluate), seed=7)
+        search(agent, env_for(agent, planted, TWICE, evaluate=evaluate), seed=7, budget=40)
     return proposed
 
 
@@ -170,7 +176,7 @@ def test_a_policy_that_repeats_itself_is_stopped() -> None:
 def test_settings_reach_the_policy() -> None:
     planted = Planted()
     default, wide = (
-        search_with_ppo(planted.env(TWICE, 30), seed=0, settings=s)
+        search_with_ppo(planted.env(TWICE, 30), seed=0, settings=s, parts=LITERAL)
         for s in (None, PpoSettings(learning_rate=3e-3, episodes_per_update=4, hidden=(16,)))
     )
     assert keys(default.trials) != keys(wide.trials)
@@ -201,7 +207,7 @@ def test_uniform_plans_keep_about_the_same_share_of_every_group() -> None:
 
 
 def test_an_unknown_agent_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"no agent called 'sac'\. Known are: ppo, random, uniform"):
+    with pytest.raises(UserError, match=r"no agent called 'sac'\. Known are: ppo, ppo-cold, .*, uniform"):
         search("sac", Planted().env(TWICE, 1), seed=0)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from planted import Planted
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlprune_edge.errors import BudgetSpent
 from rlprune_edge.records import Plan, PruningSpace, Target, Trial
@@ -220,7 +221,7 @@ def test_the_observation_ends_with_the_prior_and_stays_in_bounds(target: Target)
 def test_an_untrained_policy_acts_by_the_prior() -> None:
     planted = Planted()
     env = planted.env(TWICE, sensitivity=planted.sensitivity())
-    policy = _agent(env, 0, PpoSettings()).policy
+    policy = _agent(DummyVecEnv([lambda: env]), env, 0, PpoSettings(), episodes=8, epochs=10).policy
     rng, furthest = np.random.default_rng(0), 0.0
     for _ in range(5):
         obs, ended = env.reset()[0], False

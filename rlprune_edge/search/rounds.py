@@ -1,0 +1,160 @@
+"""PPO that imagines: rounds of practice on surrogates, then the most promising plans are evaluated for real.
+
+The order of `rl-design`: knapsack plans start the archive and are shown to the policy; each round fits the surrogates
+to all real trials, lets PPO practise on them, and evaluates the best of what it came to, of the neighbours of the best
+plans, and a few random ones, in case the surrogates are wrong together. The result cannot be worse than the knapsack's
+plan, which is the first to be evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from sb3_contrib import MaskablePPO
+
+from rlprune_edge.records import Plan
+from rlprune_edge.search.env import PruningEnv
+from rlprune_edge.search.gaussian import PlanModel
+from rlprune_edge.search.imagination import Imagination
+from rlprune_edge.search.imitation import imitate, lesson
+from rlprune_edge.search.knapsack import Coefficients, Knapsack
+from rlprune_edge.search.moves import mutated, random_plan
+from rlprune_edge.search.parts import Parts, WarmStart
+from rlprune_edge.search.promise import Promise
+from rlprune_edge.search.sensitivity import Prior
+from rlprune_edge.search.tally import Tally, best_first
+
+WALKS = 32
+IMAGINED = 768
+"""episodes a round"""
+EPISODES_PER_UPDATE = 64
+EPOCHS = 4
+"""of PPO on imagined episodes, which cost nothing: more of them, each used less"""
+FIRST = 8
+"""plans before the first round: the knapsack's, or random ones"""
+DEMONSTRATIONS = 16
+CHANGED = 0.15
+"""share of the factors on the knapsack's costs that are drawn anew around the best ones"""
+SOLUTIONS = 40
+"""of the knapsack a round"""
+PER_ROUND = (8, 30)
+ROUNDS = 5
+"""that a budget is divided into, if that gives each a sensible size"""
+RANDOM_SHARE = 0.10
+ELITES = 20
+NEIGHBOURS = 200
+BLUNT = 2.0
+"""temperature of the prior: imagined episodes are many, and shall not all be the same"""
+
+
+def search(
+    env: PruningEnv,
+    dream: Imagination,
+    agent: MaskablePPO,
+    tally: Tally,
+    *,
+    practise: Callable[[int], None],
+    parts: Parts,
+    budget: int | None,
+    seed: int,
+    warm_start: WarmStart | None = None,
+) -> None:
+    """Rounds until `BudgetSpent` passes through or hardly a proposal is new; `practise(steps)` trains the agent."""
+    rng = np.random.default_rng(seed)
+    if env.prior is not None:
+        env.prior.temperature = BLUNT
+    shown = introduce(env, agent, tally, parts=parts, seed=seed, warm_start=warm_start)
+    known = warm_start.known if warm_start else ()
+    while len(env.trials) + len(known) < FIRST:
+        tally.propose(random_plan(env, rng))
+        if tally.stale:
+            return
+    least, most = PER_ROUND
+    per_round = min(most, max(least, (budget or most * ROUNDS) // ROUNDS))
+    at_random = max(1, round(RANDOM_SHARE * per_round))
+    while not tally.stale:
+        promise = Promise(env, PlanModel(env.model.arrays, env.prior), further=known)
+        dream.believe(promise)
+        if parts.demonstrations:
+            _imitate(env, agent, [t.plan for t in best_first(env)[:8]], parts, rng, steps=12, until=0.6)
+        practise(max(WALKS, round(IMAGINED * env.mean_episode)))
+        pool = dict(dream.plans)
+        if parts.neighbours:
+            pool |= _neighbours(env, promise, list(pool.values()), rng)
+        if shown is not None:
+            pool |= {plan.key: plan for plan in shown.plans(SOLUTIONS)}
+        fresh = [plan for key, plan in pool.items() if key not in env.trials]
+        for plan in promise.most(fresh, per_round - at_random):
+            tally.propose(plan)
+        for _ in range(at_random if fresh else per_round):
+            tally.propose(random_plan(env, rng))
+
+
+def introduce(
+    env: PruningEnv, agent: MaskablePPO, tally: Tally, *, parts: Parts, seed: int, warm_start: WarmStart | None = None
+) -> Demonstrator | None:
+    """What the agent is told before its first episode: another search's policy, and the knapsack's plans."""
+    rng = np.random.default_rng(seed)
+    if warm_start is not None and warm_start.policy is not None:
+        agent.set_parameters(str(warm_start.policy), exact_match=True, device="cpu")
+    if env.prior is None or not env.limits.hard or not parts.demonstrations:
+        return None
+    shown = Demonstrator(env, env.prior, rng)
+    plans = shown.plans(DEMONSTRATIONS)
+    for plan in plans[:FIRST]:
+        tally.propose(plan)
+    _imitate(env, agent, plans, parts, rng, steps=120, until=0.55)
+    return shown
+
+
+class Demonstrator:
+    """Knapsack plans: the probes' own, and those of other factors on what cuts cost, near the best ones so far."""
+
+    def __init__(self, env: PruningEnv, prior: Prior, rng: np.random.Generator) -> None:
+        self._env, self._rng = env, rng
+        self._knapsack = Knapsack(env.model, prior)
+        self._factors: dict[str, Coefficients] = {}
+
+    def plans(self, count: int) -> list[Plan]:
+        """Distinct plans of at most `count` solutions under the latency model as it is now."""
+        trials = self._env.trials
+        tried = [key for key in self._factors if key in trials and trials[key].score.feasible]
+        best = max(tried, key=lambda key: trials[key].score.reward, default=None)
+        found: dict[str, Plan] = {}
+        for number in range(count):
+            factors = self._knapsack.ones
+            if number and (best is None or number % 2):
+                factors = factors.redrawn(self._rng)
+            elif number and best is not None:
+                factors = self._factors[best].redrawn(self._rng, share=CHANGED)
+            plan = self._knapsack.solve(self._env.limits, factors)
+            if plan is not None:
+                self._factors.setdefault(plan.key, factors)
+                found.setdefault(plan.key, plan)
+        return list(found.values())
+
+
+def _imitate(
+    env: PruningEnv,
+    agent: MaskablePPO,
+    plans: list[Plan],
+    parts: Parts,
+    rng: np.random.Generator,
+    *,
+    steps: int,
+    until: float,
+) -> None:
+    if plans:
+        imitate(agent.policy, lesson(env, plans, rng, masked=parts.masks), steps=steps, until=until, rng=rng)
+
+
+def _neighbours(env: PruningEnv, promise: Promise, imagined: list[Plan], rng: np.random.Generator) -> dict[str, Plan]:
+    """Plans next to the best evaluated and the most promising imagined ones."""
+    elites = [t.plan for t in best_first(env)[:ELITES]]
+    elites += promise.most(imagined, ELITES)
+    found: dict[str, Plan] = {}
+    for _ in range(NEIGHBOURS):
+        plan = mutated(env, elites[int(rng.integers(len(elites)))], rng)
+        found.setdefault(plan.key, plan)
+    return found
