@@ -131,14 +131,14 @@ def build_report(
         "trials": [_point(t) for t in trials],
     }
     report["verdict"] = verdict(report)
-    plain: Figures = _plain(report)
-    return plain
+    content: Figures = plain(report)
+    return content
 
 
 def write_report(run_dir: Path, report: Figures, trials: Sequence[Trial], space: PruningSpace) -> None:
     """Write report.json and report.html into `run_dir`, each whole or not at all. Raises UserError (disk)."""
-    whole = _plain({**report, "architecture": _architecture(report, trials, space)})
-    _replace(run_dir / JSON_NAME, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    whole = plain({**report, "architecture": _architecture(report, trials, space)})
+    write_whole(run_dir / JSON_NAME, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _write_html(run_dir, whole)
 
 
@@ -227,12 +227,12 @@ def _architecture(report: Figures, trials: Sequence[Trial], space: PruningSpace)
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON values only: tuples become lists, numpy's numbers Python's, and what is not finite None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -244,10 +244,11 @@ def _write_html(run_dir: Path, report: Figures) -> None:
     # plotly takes its time to load, and only a finished run needs it
     from rlprune_edge.report_page import page
 
-    _replace(run_dir / HTML_NAME, page(report))
+    write_whole(run_dir / HTML_NAME, page(report))
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises UserError where it cannot be written."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_text(text, encoding="utf-8")

@@ -86,12 +86,12 @@ def tradeoff(report: Figures) -> str:
         # named in the legend and not beside the line, where it would cover points
         name = f"target, {milliseconds(limit)}"
         figure.add_vline(x=limit, line={"color": GREEN, "width": 2, "dash": "dash"}, name=name, showlegend=True)
-    figure.update_layout(**_layout(height=460))
+    figure.update_layout(**layout(height=460))
     figure.update_xaxes(
         title_text="measured latency, ms (the uncut model's over the paired speed-up)", rangemode="tozero"
     )
     figure.update_yaxes(title_text=f"{report['metric']['name']}, {report['metric']['unit']}")
-    return _html(figure, "plot-tradeoff")
+    return div(figure, "plot-tradeoff")
 
 
 def rewards(report: Figures) -> str:
@@ -128,10 +128,10 @@ def rewards(report: Figures) -> str:
         name="best so far",
         hovertemplate="best so far %{y:.3f}<extra></extra>",
     )
-    figure.update_layout(**_layout(height=360))
+    figure.update_layout(**layout(height=360))
     figure.update_xaxes(title_text="candidate", rangemode="tozero", dtick=_whole(points))
     figure.update_yaxes(title_text="reward")
-    return _html(figure, "plot-reward")
+    return div(figure, "plot-reward")
 
 
 def widths(report: Figures) -> str:
@@ -177,7 +177,7 @@ def widths(report: Figures) -> str:
         figure.add_annotation(
             x=1, xref="paper", xanchor="left", xshift=6, y=name, text=text, showarrow=False, font={"size": 11}
         )
-    figure.update_layout(**_layout(height=120 + 19 * len(groups)), barmode="overlay", bargap=0.25)
+    figure.update_layout(**layout(height=120 + 19 * len(groups)), barmode="overlay", bargap=0.25)
     # annotations do not widen the margin by themselves, so it is reckoned from the longest, at 7 pixels a character
     figure.update_layout(margin_r=12 + 7 * max(map(len, texts)))
     figure.update_xaxes(
@@ -187,7 +187,7 @@ def widths(report: Figures) -> str:
         fixedrange=True,
     )
     figure.update_yaxes(autorange="reversed", tickmode="linear", dtick=1, tickfont={"size": 11}, showgrid=False)
-    return _html(figure, "plot-widths")
+    return div(figure, "plot-widths")
 
 
 def units(architecture: Figures) -> str:
@@ -213,11 +213,11 @@ def seconds(report: Figures) -> str:
             marker={"color": STAGES[i % len(STAGES)], "line": {"width": 0}},
             hovertemplate="candidate %{x}, " + escape(stage) + ": %{y:.2f} s<extra></extra>",
         )
-    figure.update_layout(**_layout(height=360), barmode="stack", bargap=0.15)
+    figure.update_layout(**layout(height=360), barmode="stack", bargap=0.15)
     figure.update_layout(legend={"traceorder": "normal"})
     figure.update_xaxes(title_text="candidate (0 is the uncut model)", dtick=_whole(trials))
     figure.update_yaxes(title_text="seconds", rangemode="tozero")
-    return _html(figure, "plot-seconds")
+    return div(figure, "plot-seconds")
 
 
 def recovery(report: Figures) -> str:
@@ -239,20 +239,21 @@ def recovery(report: Figures) -> str:
             )
     if not figure.data:
         return ""
-    figure.update_layout(**_layout(height=340), showlegend=True)
+    figure.update_layout(**layout(height=340), showlegend=True)
     figure.update_xaxes(title_text="epoch", dtick=_whole(max((curve for _, curve in curves), key=len)))
     name = f"{report['metric']['name']}, {report['metric']['unit']}" if key == "metric" else "training loss"
     figure.update_yaxes(title_text=name)
-    return _html(figure, "plot-recovery")
+    return div(figure, "plot-recovery")
 
 
-def _html(figure: go.Figure, name: str) -> str:
+def div(figure: go.Figure, name: str) -> str:
     """The `<div id=name>` with the figure in it; needs `javascript()` earlier on the page."""
     config = {"responsive": True, "displayModeBar": False}
     return str(figure.to_html(include_plotlyjs=False, full_html=False, div_id=name, config=config))
 
 
-def _layout(height: int) -> dict[str, Any]:
+def layout(height: int) -> dict[str, Any]:
+    """What all plots have in common; `height` in pixels."""
     axis = {"gridcolor": LIGHT, "zeroline": False, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY}
     return {
         "height": height,

@@ -80,20 +80,25 @@ def page(report: Figures) -> str:
         _settings(report),
         _reproduce(report),
     ]
+    return document(title, report["verdict"], sections)
+
+
+def document(title: str, verdict: str, sections: list[str], *, css: str = "") -> str:
+    """A page that loads nothing: `verdict` large on top, then the sections that are not empty (HTML already)."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{CSS}</style>\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{CSS}{css}</style>\n'
         f"<script>{plots.javascript()}</script>\n</head>\n<body>\n<main>\n"
-        f'<p class="kicker">{escape(title)}</p>\n<h1>{escape(report["verdict"])}</h1>\n'
+        f'<p class="kicker">{escape(title)}</p>\n<h1>{escape(verdict)}</h1>\n'
         + "\n".join(s for s in sections if s)
         + "\n</main>\n</body>\n</html>\n"
     )
 
 
 def _summary(report: Figures) -> str:
-    table = _table(summary_rows(report), numbers_from=1)
+    figures = table(summary_rows(report), numbers_from=1)
     nearest = ""
     if report["nearest"]:
         rows = [
@@ -111,12 +116,12 @@ def _summary(report: Figures) -> str:
             for t in report["nearest"]
         ]
         where = escape(settings(report, report["nearest"]))
-        table_of_nearest = _table(rows, numbers_from=1)
+        table_of_nearest = table(rows, numbers_from=1)
         nearest = f"<h2>Nearest candidates</h2><p>Before fine-tuning. Measured on {where}.</p>{table_of_nearest}"
     said = f"Latency and memory: {settings(report)}."
     if report.get("limits"):
         said += f" {report['metric']['name']}: {report['limits']}."
-    return f'<section>{table}<p class="small">{escape(said)}</p>{nearest}</section>'
+    return f'<section>{figures}<p class="small">{escape(said)}</p>{nearest}</section>'
 
 
 def _finalists(report: Figures) -> str:
@@ -140,7 +145,7 @@ def _finalists(report: Figures) -> str:
         "Before: on the search split, healed without training. After: on the validation split, by which the "
         f"choice is made. Latency: {settings(report, finalists)}."
     )
-    return _plot("Fine-tuning of the finalists", caption, plots.recovery(report), _table(rows, numbers_from=1))
+    return _plot("Fine-tuning of the finalists", caption, plots.recovery(report), table(rows, numbers_from=1))
 
 
 def _failures(report: Figures) -> str:
@@ -149,7 +154,7 @@ def _failures(report: Figures) -> str:
         return ""
     rows = [("candidate", "kind", "what happened")]
     rows += [(str(t["number"]), t["failure"]["kind"], t["failure"]["message"]) for t in failed]
-    return f"<section><h2>Candidates that failed</h2>{_table(rows, numbers_from=9, facts=True)}</section>"
+    return f"<section><h2>Candidates that failed</h2>{table(rows, numbers_from=9, facts=True)}</section>"
 
 
 def _notes(report: Figures) -> str:
@@ -167,7 +172,7 @@ def _settings(report: Figures) -> str:
             rows += [(f"{title}: {key} {k}".replace("_", " ").rstrip(), _value(v)) for k, v in inner]
     rows.append(("measured on", settings(report)))
     rows += [(f"version: {name}", str(version)) for name, version in report["versions"].items()]
-    return f"<section><h2>Settings and versions</h2>{_table(rows, numbers_from=9, facts=True)}</section>"
+    return f"<section><h2>Settings and versions</h2>{table(rows, numbers_from=9, facts=True)}</section>"
 
 
 def _reproduce(report: Figures) -> str:
@@ -187,7 +192,7 @@ def _plot(title: str, caption: str, drawn: str, after: str = "") -> str:
     return f"<section><h2>{escape(title)}</h2><p>{escape(caption)}</p>{drawn}{after}</section>"
 
 
-def _table(rows: list[Any], *, numbers_from: int, facts: bool = False) -> str:
+def table(rows: list[Any], *, numbers_from: int, facts: bool = False) -> str:
     """An HTML table; cells from column `numbers_from` on are right-aligned. The first row is the heading."""
 
     def cells(row: tuple[str, ...], tag: str) -> str:
