@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import typer
 from rich.console import Console
 
-from rlprune_edge import __version__, cli_device, errors
+from rlprune_edge import __version__, cli_compare, cli_device, errors
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
 from rlprune_edge.places import cache_dir
@@ -37,6 +37,7 @@ app = typer.Typer(
 bundle_app = typer.Typer(help="Verify, inspect and run finished bundles.", no_args_is_help=True)
 app.add_typer(cli_device.app, name="device")
 app.add_typer(bundle_app, name="bundle")
+app.command("compare")(cli_compare.compare)
 
 
 def run() -> int:

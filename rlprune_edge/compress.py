@@ -30,7 +30,8 @@ from rlprune_edge.run import Run
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import agents, staircase
 from rlprune_edge.search.env import PruningEnv
-from rlprune_edge.search.parts import Parts, WarmStart, known_from
+from rlprune_edge.search.parts import Parts
+from rlprune_edge.search.warm_start import WarmStart, known_from
 from rlprune_edge.tasks.catalog import is_factory, load_own_model, load_task
 from rlprune_edge.tasks.task import LoadedModel, Task
 
@@ -244,7 +245,8 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
     request, baseline = run.request, run.baseline
     offered = sum(len(g.levels) - 1 for g in run.space.groups)
     run.watcher.note(f"{offered} steps that pay over {len(run.space.groups)} groups")
-    sensitivity = probing.probe_sensitivity(run) if agents.informed(request) else None
+    informed = agents.informed(request.agent, prior=request.prior, target=request.target)
+    sensitivity = probing.probe_sensitivity(run) if informed else None
     run.watcher.stage(f"search: {request.agent}, {request.budget} candidates")
     env = PruningEnv(
         run.space,

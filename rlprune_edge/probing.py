@@ -43,11 +43,14 @@ def probe_widths(run: Run) -> tuple[WidthTimes, ...]:
     )
 
 
-def probe_sensitivity(run: Run) -> sensitivities.Sensitivity:
-    """What each single cut costs, scored on the host alone; kept in the run's folder like the staircase."""
+def probe_sensitivity(run: Run, *, most: int | None = None) -> sensitivities.Sensitivity:
+    """What each single cut costs, scored on the host alone; kept in the run's folder like the staircase.
+
+    At most `most` cuts (see `sensitivity.probes`).
+    """
     known = run.folder.read_json(SENSITIVITY)
     if known is None:
-        cuts = sensitivities.probes(run.space)
+        cuts = sensitivities.probes(run.space, most=most)
         run.watcher.stage(f"sensitivity: {len(cuts)} single cuts, scored without the device")
         most = min(PROBE_EXAMPLES_MOST, run.request.search_examples or PROBE_EXAMPLES_MOST)
         count = min(most, max(PROBE_EXAMPLES_LEAST, PROBE_MACS // run.baseline.macs))

@@ -86,10 +86,9 @@ class Run:
         return max(met, key=lambda t: t.score.reward, default=None)
 
     def evaluate(self, plan: Plan) -> Trial:
-        """The trial of a plan: the recorded one, else cut, healed, scored, exported, measured, rewarded, recorded.
+        """The trial of a plan: the recorded one, else it is evaluated.
 
-        Raises BudgetSpent instead of starting a candidate beyond the budget; DeviceError passes through: it is nobody's
-        reward.
+        Raises BudgetSpent instead of starting a candidate beyond the budget.
         """
         if known := self.journal.find(plan.key):
             return known
@@ -97,6 +96,15 @@ class Run:
             raise BudgetSpent(f"{self.request.budget} candidates evaluated")
         if self.request.device_seconds and self.device_seconds_spent >= self.request.device_seconds:
             raise BudgetSpent(f"{self.request.device_seconds:g} device seconds used")
+        return self.evaluated(plan)
+
+    def evaluated(self, plan: Plan) -> Trial:
+        """The recorded trial of a plan, else it is cut, healed, scored, exported, measured, rewarded and recorded.
+
+        Whatever the budget; DeviceError passes through: it is nobody's reward.
+        """
+        if known := self.journal.find(plan.key):
+            return known
         seconds: dict[str, float] = {}
         quality: Quality | None = None
         measurement: Measurement | None = None

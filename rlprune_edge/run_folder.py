@@ -28,7 +28,7 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def create(cls, path: Path, request: Request) -> RunFolder:
+    def create(cls, path: Path, request: Request, *, command: str = "compress") -> RunFolder:
         """A new, empty run folder. Raises UserError where it already holds a run or anything else."""
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ class RunFolder:
             if (path / FILE).exists():
                 raise UserError(
                     f"{path} already holds a run.\n"
-                    f"To go on with it:   rlprune-edge compress --resume {path}\n"
+                    f"To go on with it:   rlprune-edge {command} --resume {path}\n"
                     "For a new run, give another folder with --out."
                 )
             if strangers:
@@ -56,11 +56,14 @@ class RunFolder:
         except OSError as error:
             raise _cannot_write(path, error) from error
 
-    def discard(self) -> None:
-        """Leave no trace of a run that never evaluated anything; a folder with trials stays as it is."""
+    def discard(self, *others: str) -> None:
+        """Leave no trace of a run that never evaluated anything; a folder with trials stays as it is.
+
+        `others`: files beside the request that were written at the start.
+        """
         if not self.trials.exists():
             shutil.rmtree(self.path / "work", ignore_errors=True)
-            for name in (FILE, LOCK):
+            for name in (FILE, LOCK, *others):
                 (self.path / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.path.rmdir()

@@ -13,7 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
 SPINE = {
     f"rlprune_edge/{name}.py"
-    for name in ("run", "probing", "compress", "finalists", "deliver", "measure", "cli", "cli_device")
+    for name in (
+        "run",
+        "probing",
+        "compress",
+        "finalists",
+        "deliver",
+        "measure",
+        "compare",
+        "cli",
+        "cli_compare",
+        "cli_device",
+    )
 }
 HOMES = {
     "torch_pruning": ("rlprune_edge/prune/graph.py",),
@@ -36,12 +47,12 @@ HOMES = {
     "optimum": ("rlprune_edge/export/transformers_export.py",),
     "jiwer": ("rlprune_edge/tasks/speech.py",),
     "soundfile": ("rlprune_edge/tasks/audio.py", "rlprune_edge/bundle/speech.py"),  # likewise
-    "scipy": ("rlprune_edge/tasks/audio.py",),
+    "scipy": ("rlprune_edge/tasks/audio.py", "rlprune_edge/comparison_stats.py"),
     "safetensors": ("rlprune_edge/tasks/weights.py",),
-    "plotly": ("rlprune_edge/report_html.py",),
+    "plotly": ("rlprune_edge/report_html.py", "rlprune_edge/comparison_html.py"),
     "paramiko": ("rlprune_edge/device/ssh.py", "rlprune_edge/device/ssh_login.py"),
-    "typer": ("rlprune_edge/cli.py", "rlprune_edge/cli_device.py"),
-    "rich": ("rlprune_edge/cli.py", "rlprune_edge/cli_device.py", "rlprune_edge/console.py"),
+    "typer": ("rlprune_edge/cli.py", "rlprune_edge/cli_compare.py", "rlprune_edge/cli_device.py"),
+    "rich": tuple(f"rlprune_edge/{name}.py" for name in ("cli", "cli_compare", "cli_device", "console")),
 }
 TORCH = (
     *(f"rlprune_edge/{name}.py" for name in ("inputs", "encoders", "precision")),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rlprune_edge.errors import UserError
+from rlprune_edge.search.parts import Parts
 
 if TYPE_CHECKING:
-    from rlprune_edge.request import Request
+    from rlprune_edge.records import Target
     from rlprune_edge.search.end import SearchEnd
     from rlprune_edge.search.env import PruningEnv
     from rlprune_edge.search.tally import OnTrial
@@ -45,14 +46,39 @@ AGENTS: dict[str, Agent] = {
 }
 
 
-def informed(request: Request) -> bool:
-    """Whether a run begins with what single cuts cost.
+@dataclass(frozen=True)
+class Entrant:
+    """A searcher with what it is to do without."""
+
+    agent: str
+    prior: bool
+    parts: Parts
+
+
+def entrant(text: str) -> Entrant:
+    """`ppo`, or `ppo:no-surrogate+no-masks` for PPO without some of its parts. Raises UserError for anything else."""
+    agent, _, left_out = text.partition(":")
+    if agent not in AGENTS:
+        raise UserError(f"There is no agent called {agent!r}. Known are: {', '.join(AGENTS)}.")
+    named = [word.removeprefix("no-") for word in left_out.split("+") if word]
+    parts = [field.name for field in fields(Parts)]
+    for name in named:
+        if agent != "ppo" or name not in ("prior", *parts):
+            raise UserError(
+                f"{text!r} is not understood: only ppo can do without a part, and its parts are prior, "
+                f"{', '.join(parts)}. Write for instance ppo:no-surrogate+no-masks."
+            )
+    return Entrant(agent, "prior" not in named, Parts(**{name: name not in named for name in parts}))
+
+
+def informed(agent: str, *, prior: bool, target: Target) -> bool:
+    """Whether an agent begins with what single cuts cost.
 
     PPO does where a budget ends its episodes: without one it has to stop by itself, of which they say nothing.
     """
-    if not AGENTS[request.agent].probes:
+    if not AGENTS[agent].probes:
         return False
-    return request.agent != "ppo" or (request.prior and request.target.hard)
+    return agent != "ppo" or (prior and target.hard)
 
 
 def search(agent: str, env: PruningEnv, *, on_trial: OnTrial | None = None, **options: Any) -> SearchEnd:

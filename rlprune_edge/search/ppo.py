@@ -25,10 +25,11 @@ from rlprune_edge.search import rounds
 from rlprune_edge.search.end import SearchEnd
 from rlprune_edge.search.env import PruningEnv
 from rlprune_edge.search.imagination import Imagination
-from rlprune_edge.search.parts import Parts, WarmStart
+from rlprune_edge.search.parts import Parts
 from rlprune_edge.search.policy import PriorPolicy
 from rlprune_edge.search.process_state import own_process_state
 from rlprune_edge.search.tally import OnTrial, Tally
+from rlprune_edge.search.warm_start import WarmStart
 
 PAST = 512
 """episodes whose rewards say what an ordinary one is"""

@@ -20,14 +20,15 @@ from rlprune_edge.search.imagination import Imagination
 from rlprune_edge.search.imitation import imitate, lesson
 from rlprune_edge.search.knapsack import Coefficients, Knapsack
 from rlprune_edge.search.moves import mutated, random_plan
-from rlprune_edge.search.parts import Parts, WarmStart
+from rlprune_edge.search.parts import Parts
 from rlprune_edge.search.promise import Promise
 from rlprune_edge.search.sensitivity import Prior
 from rlprune_edge.search.tally import Tally, best_first
+from rlprune_edge.search.warm_start import WarmStart
 
 WALKS = 32
-IMAGINED = 768
-"""episodes a round"""
+IMAGINED = 24
+"""episodes for every candidate of a round"""
 EPISODES_PER_UPDATE = 64
 EPOCHS = 4
 """of PPO on imagined episodes, which cost nothing: more of them, each used less"""
@@ -78,7 +79,7 @@ def search(
         dream.believe(promise)
         if parts.demonstrations:
             _imitate(env, agent, [t.plan for t in best_first(env)[:8]], parts, rng, steps=12, until=0.6)
-        practise(max(WALKS, round(IMAGINED * env.mean_episode)))
+        practise(round(IMAGINED * per_round * env.mean_episode))
         pool = dict(dream.plans)
         if parts.neighbours:
             pool |= _neighbours(env, promise, list(pool.values()), rng)

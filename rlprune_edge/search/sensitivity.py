@@ -36,12 +36,26 @@ class Sensitivity:
     blocks: Mapping[str, float]
 
 
-def probes(space: PruningSpace) -> list[tuple[str, int | None, Plan]]:
-    """The single cuts to score: (group, width, plan) and (block, None, plan)."""
+def probes(space: PruningSpace, *, most: int | None = None) -> list[tuple[str, int | None, Plan]]:
+    """The single cuts to score: (group, width, plan) and (block, None, plan).
+
+    With `most`, first the second width of every group is left out, then cuts evenly over the network: what was not
+    probed is taken to cost what its neighbour of the same kind does (see `Prior`).
+    """
+    cuts = _cuts(space, SHARES)
+    if most is None or len(cuts) <= most:
+        return cuts
+    cuts = _cuts(space, SHARES[:1])
+    if len(cuts) <= most:
+        return cuts
+    return [cuts[int(i)] for i in np.unique(np.linspace(0, len(cuts) - 1, max(1, most)).round())]
+
+
+def _cuts(space: PruningSpace, shares: tuple[float, ...]) -> list[tuple[str, int | None, Plan]]:
     cuts: list[tuple[str, int | None, Plan]] = []
     for group in space.groups:
         narrower = group.levels[1:]
-        chosen = {min(narrower, key=lambda n: abs(n - share * group.width)) for share in SHARES if narrower}
+        chosen = {min(narrower, key=lambda n: abs(n - share * group.width)) for share in shares if narrower}
         cuts += [(group.name, n, space.plan({group.name: n})) for n in sorted(chosen, reverse=True)]
     return cuts + [(block.name, None, space.plan({}, (block.name,))) for block in space.blocks]
 
@@ -58,9 +72,9 @@ class Prior:
         widest = max((g.width for g in space.groups), default=0)
         self._group_cost = np.zeros((len(space.groups), widest + 1))
         for i, group in enumerate(space.groups):
-            self._group_cost[i, : group.width + 1] = _curve(group.width, sensitivity.groups.get(group.name, {}))
+            self._group_cost[i, : group.width + 1] = _curve(group.width, _of_group(space, sensitivity, i))
         self.temperature = 1.0
-        self._block_cost = np.array([max(0.0, sensitivity.blocks.get(b.name, 0.0)) for b in space.blocks])
+        self._block_cost = np.array([max(0.0, _of_block(space, sensitivity, i)) for i in range(len(space.blocks))])
         self._parts = SpaceArrays(space).parts
 
     def heat(self) -> None:
@@ -100,6 +114,31 @@ class Prior:
         # a whole layer was probed as such: its parts do not count again
         outermost = dropped & ~(dropped @ self._parts)
         return np.asarray(by_group + outermost @ self._block_cost, dtype=np.float64)
+
+
+def _of_group(space: PruningSpace, sensitivity: Sensitivity, index: int) -> dict[int, float]:
+    """The group's own probes, else those of the nearest group in depth that was probed, at the same shares."""
+    group = space.groups[index]
+    if group.name in sensitivity.groups or len(group.levels) == 1:
+        return dict(sensitivity.groups.get(group.name, {}))
+    probed = [g for g in space.groups if sensitivity.groups.get(g.name)]
+    like = [g for g in probed if (g.block is None) == (group.block is None)] or probed
+    if not like:
+        return {}
+    other = min(like, key=lambda g: abs(g.depth - group.depth))
+    scaled = {n * group.width // other.width: cost for n, cost in sensitivity.groups[other.name].items()}
+    return {min(max(1, n), group.width - 1): cost for n, cost in scaled.items()} if group.width > 1 else {}
+
+
+def _of_block(space: PruningSpace, sensitivity: Sensitivity, index: int) -> float:
+    """The block's own probe, else that of the nearest block in depth that was probed and has as many parts."""
+    block = space.blocks[index]
+    if block.name in sensitivity.blocks:
+        return sensitivity.blocks[block.name]
+    probed = [b for b in space.blocks if b.name in sensitivity.blocks]
+    like = [b for b in probed if len(b.parts) == len(block.parts)] or probed
+    nearest = min(like, key=lambda b: abs(b.depth - block.depth), default=None)
+    return 0.0 if nearest is None else sensitivity.blocks[nearest.name]
 
 
 def _curve(width: int, probed: Mapping[int, float]) -> Floats:

@@ -36,7 +36,7 @@ def keys(trials: tuple[Trial, ...] | list[Trial]) -> list[str]:
 
 def test_ppo_learns_on_the_planted_board() -> None:
     planted = Planted(seed=1)
-    end = search("ppo", planted.env(TWICE, 150), seed=0)
+    end = search("ppo-cold", planted.env(TWICE, 150), seed=0)
     rewards = [t.score.reward for t in end.trials]
     assert np.mean(rewards[-40:]) > np.mean(rewards[:40]) + 0.1, "the policy itself must improve, not only its luck"
     assert end.best is not None

@@ -17,7 +17,7 @@ from rlprune_edge.records import Plan, PruningSpace, Target, Trial
 from rlprune_edge.search.agents import search
 from rlprune_edge.search.env import PruningEnv
 from rlprune_edge.search.limits import Limits, filled
-from rlprune_edge.search.ppo import PpoSettings, _agent
+from rlprune_edge.search.ppo import LITERAL, PpoSettings, _agent
 from rlprune_edge.search.sensitivity import COOLING, FLOOR, HEATING, HOTTEST, Prior, Sensitivity, probes
 
 TWICE = Target(speedup=2.0)
@@ -263,7 +263,7 @@ def test_ppo_with_a_truthful_prior_finds_better_plans_than_without() -> None:
     planted = Planted(seed=1)
     with_prior, without = (
         [
-            search("ppo", planted.env(TWICE, 40, sensitivity=known), seed=seed).best.score.reward  # type: ignore[union-attr]
+            search("ppo", planted.env(TWICE, 40, sensitivity=known), seed=seed, parts=LITERAL).best.score.reward  # type: ignore[union-attr]
             for seed in range(3)
         ]
         for known in (planted.sensitivity(), None)

@@ -1,0 +1,143 @@
+"""The `compare` command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rlprune_edge import errors
+from rlprune_edge.console import ConsoleWatcher
+from rlprune_edge.errors import DeviceError, UserError
+from rlprune_edge.places import cache_dir
+from rlprune_edge.request import AGENTS
+
+FIELD = "field.json"
+"""in the comparison's folder: who is compared, with which seeds"""
+USUAL_SPEEDUP = 2.0
+
+
+def compare(
+    agents: Annotated[
+        str, typer.Option(help="Searchers, with commas between them; ppo:no-surrogate+no-masks is PPO without these.")
+    ] = ",".join(AGENTS),
+    seeds: Annotated[int, typer.Option(min=1, help="How often each agent searches: seeds 0, 1, ...")] = 5,
+    task: Annotated[str | None, typer.Option(help="As for `compress`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    data: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to measure; see `rlprune-edge device list`.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of an inference on the device.")] = None,
+    target_speedup: Annotated[
+        float | None, typer.Option(help="Times faster than the uncut model. [default: 2, without another target]")
+    ] = None,
+    target_latency: Annotated[str | None, typer.Option(help="Latency of one inference, e.g. 30ms.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="Peak memory on the device, e.g. 200MB.")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Candidates of each search, probes of single cuts among them. [default: 60]")
+    ] = None,
+    device_seconds: Annotated[float | None, typer.Option(help="Device time that each search may use.")] = None,
+    search_examples: Annotated[int | None, typer.Option(help="Inputs a candidate is scored on. [default: all]")] = None,
+    calibration_examples: Annotated[
+        int | None, typer.Option(help="Inputs that a cut network is healed with. [default: 256; transformers: 32]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for it. [default: runs/compare-TASK-TIME]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the comparison in this folder.")] = None,
+    render: Annotated[Path | None, typer.Option(help="Write this folder's pages again, without running.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with what `compress` takes; flags win.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print compare.json on stdout, all else on stderr.")] = False,
+) -> None:
+    """Let several searchers solve the same problem within the same budget; say who is better, and how surely.
+
+    Every network is evaluated once and shared between them; nothing is fine-tuned. Exit codes: 0 done, 2 bad input,
+    3 the device failed, 130 interrupted (go on with --resume).
+    """
+    asked = {
+        k: v
+        for k, v in locals().items()
+        if k not in ("agents", "seeds", "target_latency", "max_memory", "out", "resume", "render", "config", "as_json")
+    }
+    console = Console(stderr=as_json, highlight=False)
+    if render is not None:
+        from rlprune_edge.comparison_report import render_comparison
+
+        _show(console, render, render_comparison(render), as_json=as_json)
+        return
+    from rlprune_edge import request as requests
+    from rlprune_edge.compare import Field
+    from rlprune_edge.compare import compare as run_compare
+    from rlprune_edge.run_folder import RunFolder
+
+    if target_latency is not None:
+        asked["target_latency_ms"] = requests.milliseconds(target_latency)
+    if max_memory is not None:
+        asked["max_memory_mb"] = requests.megabytes(max_memory)
+    if resume is not None:
+        given = sorted(k for k, v in asked.items() if v is not None)
+        if given:
+            raise UserError(
+                f"--resume goes on with the comparison as it was asked for; --{given[0].replace('_', '-')} cannot "
+                f"change it.\nType: rlprune-edge compare --resume {resume}"
+            )
+        folder, request = RunFolder.reopen(resume)
+        field = Field(*_field(folder))
+    else:
+        request = requests.make(asked, config)
+        if not request.target.hard:
+            request = requests.make(asked | {"target_speedup": USUAL_SPEEDUP}, config)
+        field = Field(tuple(agents.split(",")), tuple(range(seeds)))
+        default = Path("runs") / f"compare-{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = RunFolder.create(out or default, request, command="compare")
+        folder.write_json(FIELD, {"agents": field.agents, "seeds": field.seeds})
+    console.print(f"comparison folder: {folder.path}", soft_wrap=True)
+    began = time.perf_counter()
+    try:
+        with ConsoleWatcher(console) as watcher:
+            command = _command(field, request.command())
+            found = run_compare(request, field, folder, watcher, cache_dir=cache_dir(), command=command)
+    except UserError:
+        if resume is None:
+            folder.discard(FIELD)
+        raise
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted. Go on with: rlprune-edge compare --resume {folder.path}", soft_wrap=True)
+        raise typer.Exit(errors.EXIT_INTERRUPTED) from None
+    except DeviceError as error:
+        hint = "Nothing measured so far is lost. Put it right, then go on with: rlprune-edge compare --resume"
+        raise DeviceError(error.kind, f"{error}\n{hint} {folder.path}") from error
+    finally:
+        folder.close()
+    _show(console, folder.path, found, as_json=as_json)
+    console.print(f"{time.perf_counter() - began:.0f} s in all", style="dim")
+
+
+def _field(folder: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    known = folder.read_json(FIELD)
+    if known is None:
+        raise UserError(
+            f"{folder.path} holds a run and no comparison.\nType: rlprune-edge compress --resume {folder.path}"
+        )
+    return tuple(known["agents"]), tuple(known["seeds"])
+
+
+def _command(field: Any, compress: str) -> str:
+    words = compress.replace("rlprune-edge compress", "rlprune-edge compare", 1)
+    return f"{words} --agents {shlex.quote(','.join(field.agents))} --seeds {len(field.seeds)}"
+
+
+def _show(console: Console, folder: Path, found: dict[str, Any], *, as_json: bool) -> None:
+    from rlprune_edge.comparison_report import table_lines
+
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    console.print()
+    for line in table_lines(found):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(f"comparison: {folder / 'compare.html'}", soft_wrap=True)

@@ -1,0 +1,169 @@
+"""The spine of `compare`: many searches on one prepared problem, every network of which is evaluated once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlprune_edge import probing
+from rlprune_edge.comparison import NAME, Search, Step, append_search, best_so_far, load_searches
+from rlprune_edge.comparison_report import write_comparison
+from rlprune_edge.compress import prepared
+from rlprune_edge.deliver import versions
+from rlprune_edge.errors import BudgetSpent, UserError
+from rlprune_edge.progress import Watcher
+from rlprune_edge.records import Plan, Trial, WidthTimes
+from rlprune_edge.report_words import target_words
+from rlprune_edge.request import Request
+from rlprune_edge.run import Run
+from rlprune_edge.run_folder import RunFolder
+from rlprune_edge.search import agents
+from rlprune_edge.search.agents import Entrant
+from rlprune_edge.search.env import PruningEnv
+from rlprune_edge.search.sensitivity import Sensitivity
+
+PROBED = 0.4
+"""share of a budget that probes of single cuts may take"""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Who is compared, and how often each."""
+
+    agents: tuple[str, ...]
+    """as `agents.entrant` reads them"""
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in self.agents:
+            agents.entrant(name)
+        for what, named in (("agents", self.agents), ("seeds", self.seeds)):
+            if not named or len(set(named)) < len(named):
+                raise UserError(
+                    f"--{what} needs at least one, and each once, not {', '.join(map(str, named)) or 'none'}."
+                )
+
+
+def compare(
+    request: Request, field: Field, folder: RunFolder, watcher: Watcher, *, cache_dir: Path, command: str
+) -> dict[str, Any]:
+    """Run what is missing of the field's searches and write the comparison; returns the content of compare.json.
+
+    All searches share the uncut model, its ranking, the board's table, and every evaluated network: whoever proposes it
+    first has it evaluated, everybody pays for it from his own budget. So equal plans have equal figures, and an
+    interrupted comparison loses time in the search it was in, not measurements.
+    """
+    done = {(s.agent, s.seed) for s in load_searches(folder.path / NAME)}
+    with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
+        words = _words(run, field, command)
+        write_comparison(folder.path, words)  # so that `--render` shows what there is, whenever
+        sensitivity = None
+        if any(_informed(agents.entrant(name), request) for name in field.agents):
+            sensitivity = probing.probe_sensitivity(run, most=int(PROBED * request.budget))
+        places = [(name, seed) for seed in field.seeds for name in field.agents]
+        for number, (name, seed) in enumerate(places, start=1):
+            if (name, seed) in done:
+                continue
+            watcher.stage(f"{name}, seed {seed}: search {number} of {len(places)}")
+            search = _search(run, tables, name, seed, sensitivity)
+            append_search(folder.path / NAME, search)
+            best = best_so_far(search, request.budget)
+            found = f"best {best:.3f}" if best is not None else "nothing that meets the target"
+            watcher.note(f"{found} after {len(search.steps)} candidates, {search.probes} probes; {search.reason}")
+    return write_comparison(folder.path, words)
+
+
+def _informed(entrant: Entrant, request: Request) -> bool:
+    return agents.informed(entrant.agent, prior=entrant.prior, target=request.target)
+
+
+def _search(run: Run, tables: tuple[WidthTimes, ...], name: str, seed: int, sensitivity: Sensitivity | None) -> Search:
+    entrant, request = agents.entrant(name), run.request
+    known = sensitivity if _informed(entrant, request) else None
+    account = _Account(run, probes=run.probes if known is not None else 0)
+    env = PruningEnv(
+        run.space,
+        account.evaluate,
+        baseline=run.baseline,
+        target=request.target,
+        tables=tables,
+        sensitivity=known,
+        masks=entrant.parts.masks,
+    )
+    began = time.perf_counter()
+    end = agents.search(entrant.agent, env, seed=seed, budget=account.left, parts=entrant.parts)
+    thinking = time.perf_counter() - began - account.seconds
+    return Search(name, seed, tuple(account.steps), account.probes, end.reason, round(thinking, 2))
+
+
+class _Account:
+    """What one search has spent: candidates (probes among them) and device seconds, as if it were alone."""
+
+    def __init__(self, run: Run, *, probes: int) -> None:
+        self._run, self.probes = run, probes
+        self.left = max(1, run.request.budget - probes)
+        """candidates beside the probes"""
+        self.steps: list[Step] = []
+        self.seconds = 0.0
+        """spent in evaluations"""
+        self._device_seconds = 0.0
+        self._seen: set[str] = set()
+
+    def evaluate(self, plan: Plan) -> Trial:
+        """Like `Run.evaluate`, on this account. Raises BudgetSpent."""
+        run, request = self._run, self._run.request
+        if plan.key not in self._seen and plan.key != run.baseline_trial.plan.key:
+            if len(self.steps) >= self.left:
+                raise BudgetSpent(f"{request.budget} candidates evaluated")
+            if request.device_seconds and self._device_seconds >= request.device_seconds:
+                raise BudgetSpent(f"{request.device_seconds:g} device seconds used")
+        began = time.perf_counter()
+        try:
+            trial = run.evaluated(plan)
+        finally:
+            self.seconds += time.perf_counter() - began
+        if plan.key not in self._seen and trial is not run.baseline_trial:
+            self._seen.add(plan.key)
+            self._enter(trial)
+        return trial
+
+    def _enter(self, trial: Trial) -> None:
+        measured = trial.measurement
+        self._device_seconds += measured.device_seconds if measured else 0.0
+        self.steps.append(
+            Step(
+                spent=self.probes + len(self.steps) + 1,
+                device_seconds=round(self._device_seconds, 3),
+                value=trial.score.reward if trial.failure is None else None,
+                feasible=trial.score.feasible,
+                latency_ms=measured.latency_ms.value if measured else None,
+                metric=trial.quality.metric if trial.quality else None,
+                key=trial.plan.key,
+            )
+        )
+
+
+def _words(run: Run, field: Field, command: str) -> dict[str, Any]:
+    """What the comparison's report says it is about."""
+    request, measured = run.request, run.baseline_trial.measurement
+    notes: Sequence[str] = run.notes
+    return {
+        "task": run.task.name,
+        "model": run.loaded.description,
+        "device": request.device,
+        "source": measured.source if measured else None,
+        "target": target_words(asdict(request.target)),
+        "budget": request.budget,
+        "device_seconds": request.device_seconds,
+        "agents": list(field.agents),
+        "seeds": list(field.seeds),
+        "groups": len(run.space.groups),
+        "blocks": len(run.space.blocks),
+        "step": request.step,
+        "command": command,
+        "versions": versions(),
+        "notes": list(notes),
+    }
