@@ -191,6 +191,8 @@ def compress(
                 f"Type: rlprune-edge compress --resume {resume}"
             )
         folder, request = RunFolder.reopen(resume)
+        if folder.read_json(cli_compare.FIELD) is not None:
+            raise UserError(f"{resume} holds a comparison.\nType: rlprune-edge compare --resume {resume}")
     else:
         request = requests.make(words, config)
         default = Path("runs") / f"{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"

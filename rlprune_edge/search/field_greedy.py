@@ -8,6 +8,7 @@ from rlprune_edge.errors import BudgetSpent
 from rlprune_edge.records import Plan
 from rlprune_edge.search.end import SearchEnd
 from rlprune_edge.search.env import PruningEnv
+from rlprune_edge.search.limits import fitted
 from rlprune_edge.search.moves import mutated
 from rlprune_edge.search.reward import scored_part
 from rlprune_edge.search.tally import OnTrial, Tally, best_first
@@ -50,12 +51,14 @@ def _descend(env: PruningEnv, tally: Tally, budget: int | None) -> None:
     evaluations = SHARE * budget if budget is not None else 3 * options
     steps = max(1, round((evaluations - options) / AGAIN))
     goal = 1.0 if env.limits.hard else SMALLEST
-    step = (_used(env, here) - goal) / steps
     ranking: dict[int, float] = {}
-    while not _arrived(env, here, goal):
+    for left in range(steps, 0, -1):
+        if _arrived(env, here, goal):
+            break
+        step = (_used(env, here) - goal) / left
         offered = {i: plan for i in range(options) if (plan := _option(env, here, i, step)) is not None}
         if not offered:
-            return
+            break
         first = sorted(offered, key=lambda i: ranking.get(i, 0.0))
         found: list[tuple[float, str, Plan]] = []
         for i in first[: AGAIN if ranking else options]:
@@ -65,7 +68,7 @@ def _descend(env: PruningEnv, tally: Tally, budget: int | None) -> None:
             ranking[i] = -scored_part(trial.score, env.target) / freed
             found.append((_price(env, trial.plan, here, freed), plan.key, plan))
         here = min(found)[2]
-    tally.propose(env.completed(here))
+    tally.propose(env.completed(fitted(here, env.model, env.limits)))
 
 
 def _price(env: PruningEnv, plan: Plan, here: Plan, freed: float) -> float:

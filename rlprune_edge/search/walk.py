@@ -113,7 +113,7 @@ class Walk:
         if b:
             each = np.repeat(self.dropped[:, None, :], b, axis=1).reshape(n * b, b)
             d[:, 1 + g :] = self.arrays.removed(each, np.tile(np.arange(b), n)).reshape(n, b, b)
-        w, d = w.reshape(-1, g), d.reshape(-1, b)
+        w, d = w.reshape(n * (1 + g + b), g), d.reshape(n * (1 + g + b), b)
         ms = self.model.predict_many(w, d)
         weights = self.arrays.op_weights(w, d).sum(axis=1)
         return ms.reshape(n, -1), np.asarray(weights.reshape(n, -1), dtype=np.float64)

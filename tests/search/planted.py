@@ -288,6 +288,7 @@ class Planted:
         fill: bool = True,
         horizon: int | None = None,
         sensitivity: Sensitivity | None = None,
+        masks: bool = True,
     ) -> PruningEnv:
         return PruningEnv(
             self.space,
@@ -298,4 +299,5 @@ class Planted:
             fill=fill,
             horizon=horizon,
             sensitivity=sensitivity,
+            masks=masks,
         )

@@ -1,0 +1,129 @@
+"""`compare` on a tiny network, with the real agent: shared evaluations, own accounts, killed, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlprune_edge.comparison import NAME, Search, load_searches
+from rlprune_edge.journal import Journal
+
+pytestmark = pytest.mark.alone
+
+EXAMPLES = Path(__file__).parent / "examples"
+AGENTS = ("ppo", "knapsack", "random", "uniform")
+WORDS = ["--task", "own_task:Bars", "--target-speedup", "1.2", "--budget", "12", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network is trained once, and the same graph keeps its measured latency."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def start(words: list[str], cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlprune_edge", "compare", *words],
+        cwd=EXAMPLES,
+        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(words: list[str], cache: Path, code: int = 0) -> str:
+    process = start(words, cache)
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == code, out + err
+    return out + err
+
+
+def steps(searches: tuple[Search, ...]) -> dict[tuple[str, int], list[str]]:
+    return {(s.agent, s.seed): [step.key for step in s.steps] for s in searches}
+
+
+def test_every_search_has_its_own_account_and_every_network_is_evaluated_once(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "field"
+    said = run([*WORDS, "--agents", ",".join(AGENTS), "--out", str(folder)], cache)
+    searches = load_searches(folder / NAME)
+    assert [(s.agent, s.seed) for s in searches] == [(a, n) for n in (0, 1) for a in AGENTS]
+    keys = [trial.plan.key for trial in Journal(folder / "trials.jsonl").trials]
+    assert len(set(keys)) == len(keys)
+    assert {key for found in steps(searches).values() for key in found} == set(keys[1:])
+    for search in searches:
+        assert search.steps[-1].spent <= 12
+        assert search.steps[0].spent == search.probes + 1
+        assert (search.probes > 0) == (search.agent in ("ppo", "knapsack"))
+        assert search.probes <= 4, "at most 0.4 of the budget"
+        ms = {
+            t.plan.key: t.measurement.latency_ms.value for t in Journal(folder / "trials.jsonl").trials if t.measurement
+        }
+        assert all(step.latency_ms == ms[step.key] for step in search.steps if step.latency_ms)
+    both = [found for (agent, _), found in steps(searches).items() if agent == "uniform"]
+    assert both[0] == both[1], "nothing about it is random"
+    assert "compare.html" in said
+    found = json.loads((folder / "compare.json").read_text())
+    assert {a["agent"] for a in found["agents"]} == set(AGENTS)
+    before = (folder / "compare.md").read_text()
+    (folder / "compare.md").unlink()
+    run(["--render", str(folder)], cache)
+    assert (folder / "compare.md").read_text() == before
+    assert "start a new" not in run(["--resume", str(folder)], cache), "nothing is left to do"
+    assert "holds a comparison" in run_compress(["--resume", str(folder)], cache)
+
+
+def run_compress(words: list[str], cache: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "rlprune_edge", "compress", *words],
+        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    return done.stderr
+
+
+def test_kill_9_then_resume_comes_to_the_same_searches(cache: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    words = [*WORDS, "--agents", "random,gp,ppo-cold"]
+    run([*words, "--out", str(whole)], cache)
+    process = start([*words, "--out", str(killed)], cache)
+    deadline = time.monotonic() + 300
+    while len(load_searches(killed / NAME)) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    reached = len(load_searches(killed / NAME))
+    assert reached < 6, "it has to be killed in the middle"
+    run(["--resume", str(killed)], cache)
+    assert steps(load_searches(killed / NAME)) == steps(load_searches(whole / NAME))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--agents", "ppo,sac"], "no agent called 'sac'"),
+        (["--agents", "ppo,ppo"], "each once"),
+        (["--agents", "gp:no-masks"], "only ppo can do without a part"),
+        (["--resume", "nowhere"], "holds no run"),
+        (["--render", "nowhere"], "nowhere"),
+        (["--resume", "nowhere", "--budget", "3"], "cannot change it"),
+    ],
+)
+def test_bad_input_is_answered_and_leaves_nothing(
+    words: list[str], complaint: str, cache: Path, tmp_path: Path
+) -> None:
+    out = [] if words[0] in ("--resume", "--render") else ["--out", str(tmp_path / "new")]
+    assert complaint in run([*words, *out], cache, code=2)
+    assert list(tmp_path.iterdir()) == []
