@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import typer
 from rich.console import Console
 
-from rlprune_edge import __version__, cli_compare, cli_device, errors
+from rlprune_edge import __version__, cli_compare, cli_device, cli_profile, errors
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
 from rlprune_edge.places import cache_dir
@@ -38,6 +38,7 @@ bundle_app = typer.Typer(help="Verify, inspect and run finished bundles.", no_ar
 app.add_typer(cli_device.app, name="device")
 app.add_typer(bundle_app, name="bundle")
 app.command("compare")(cli_compare.compare)
+app.command("profile")(cli_profile.profile)
 
 
 def run() -> int:
@@ -157,6 +158,9 @@ def compress(
         str | None,
         typer.Option(help="Last measurement: report (minutes), verify, or reward (a quick try). [default: report]"),
     ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="What `rlprune-edge profile` wrote: search with its table.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for this run. [default: runs/TASK-TIME]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these; flags win.")] = None,
@@ -180,6 +184,7 @@ def compress(
     if max_memory is not None:
         words["max_memory_mb"] = requests.megabytes(max_memory)
     words["warm_start"] = str(warm_start) if warm_start is not None else None
+    words["profile"] = str(profile) if profile is not None else None
     console = Console(stderr=as_json, highlight=False)
     if resume is not None:
         given = sorted(k for k, v in words.items() if v is not None) + [

@@ -21,6 +21,7 @@ from rlprune_edge.encoders import view
 from rlprune_edge.errors import UserError
 from rlprune_edge.inputs import Input, few, named
 from rlprune_edge.journal import Journal
+from rlprune_edge.latency_profile import load_profile
 from rlprune_edge.progress import Watcher
 from rlprune_edge.prune import importance, recover, refit, space, structure
 from rlprune_edge.prune.graph import CoupledGroup
@@ -257,6 +258,9 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
         sensitivity=sensitivity,
         masks=request.masks,
     )
+    if request.profile is not None:
+        for plan, speedup in load_profile(Path(request.profile), run.space).plans:
+            env.model.observe(plan, baseline.latency_ms / speedup)
     parts = Parts(request.demonstrations, request.surrogate, request.neighbours, request.masks)
     end = agents.search(
         request.agent,

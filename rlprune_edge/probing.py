@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import probes
 from rlprune_edge.inputs import Input
+from rlprune_edge.latency_profile import load_profile
 from rlprune_edge.prune import cut
 from rlprune_edge.records import WidthTimes
 from rlprune_edge.run import Run
@@ -23,6 +25,11 @@ PROBE_EXAMPLES_LEAST, PROBE_EXAMPLES_MOST = 64, 500
 def probe_widths(run: Run) -> tuple[WidthTimes, ...]:
     """The board's measured table of widths; kept in the run's folder, so that a resumed run sees the same stairs."""
     known = run.folder.read_json(STAIRCASE)
+    if known is None and run.request.profile is not None:
+        found_tables = load_profile(Path(run.request.profile), run.space)
+        run.watcher.note(f"the widths that pay are those of {run.request.profile}, timed on {found_tables.device}")
+        known = [{"groups": list(t.groups), "times_ns": t.times_ns} for t in found_tables.tables]
+        run.folder.write_json(STAIRCASE, known)
     if known is None:
         run.watcher.stage("probing the device for the widths that pay")
         widths = {g.name: staircase.candidate_widths(g.width, run.request.step) for g in run.space.groups}

@@ -77,6 +77,8 @@ class Request(BaseModel):
     """plans next to the best ones are proposed beside `ppo`'s own"""
     masks: bool = True
     """impossible actions are hidden from `ppo`; without, they cost it a step"""
+    profile: str | None = None
+    """a board's latency table for this model, as `rlprune-edge profile` wrote it"""
     warm_start: str | None = None
     """a former run's folder, whose policy and figures the search begins with"""
     budget: int = 60

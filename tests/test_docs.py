@@ -19,6 +19,7 @@ import typer
 from onnx import TensorProto, helper, numpy_helper
 
 from rlprune_edge.cli import app
+from rlprune_edge.search.agents import AGENTS
 
 pytestmark = pytest.mark.alone
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BOARDS = (ROOT / "docs" / "boards.md").read_text()
 OWN_TASK = (ROOT / "docs" / "own-task.md").read_text()
+SEARCH = (ROOT / "docs" / "search.md").read_text()
 MODALITIES = (ROOT / "docs" / "modalities.md").read_text()
 DATA = ROOT.parent / "shared"
 
@@ -33,6 +35,7 @@ DATA = ROOT.parent / "shared"
 CHEAPER = shlex.split("--budget 3 --epochs 1 --finalists 1 --final-mode reward --target-speedup 1.2")
 # An epoch over 45,000 images takes half an hour on one core, and probing every single cut minutes.
 # A network of 13 microseconds is mostly overhead, which the latency model has to learn first: 3 candidates do not do.
+FEWER = shlex.split("--budget 4 --seeds 1 --agents knapsack,random --target-speedup 1.2 --search-examples 100")
 OTHERWISE = {
     "cifar10": shlex.split("--calibration-examples 64 --search-examples 100 --epochs 0 --no-prior"),
     "own_task:Bars": shlex.split("--budget 10"),
@@ -64,6 +67,8 @@ def run(command: str, cwd: Path, cache: Path) -> str:
     words = shlex.split(command)
     if words[0] == "rlprune-edge":
         words[:1] = [sys.executable, "-m", "rlprune_edge"]
+        if words[3] == "compare" and "--render" not in words:
+            words += FEWER
         if words[3] == "compress":
             task = words[words.index("--task") + 1] if "--task" in words else "digits"
             words += [*CHEAPER, *OTHERWISE.get(task, []), *(LENIENT if "--max-drop" in words else [])]
@@ -177,6 +182,13 @@ def test_the_commands_of_the_page_on_modalities_run_in_their_order(number: int, 
     assert [words for words in expected if words not in said[0]] == []
 
 
+def test_the_commands_of_the_page_on_the_search_run_in_their_order(cache: Path, tmp_path: Path) -> None:
+    said = [run(command, tmp_path, cache) for job in blocks(SEARCH) for command in job]
+    assert "its policy and" in said[1]
+    assert all("knapsack" in text for text in said[2:])
+    assert (tmp_path / "runs" / "field" / "compare.html").is_file()
+
+
 # ---------------------------------------------------------------- flags
 
 
@@ -217,9 +229,15 @@ def test_every_flag_of_the_page_on_modalities_exists() -> None:
     assert sorted(named - flags_of("compress")) == []
 
 
-def test_every_agent_the_readme_names_exists() -> None:
-    from rlprune_edge.request import AGENTS
+def test_every_flag_of_the_page_on_the_search_exists() -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SEARCH))
+    assert len(named) >= 10
+    assert sorted(named - flags_of("compress") - flags_of("compare")) == []
 
-    named = re.search(r"`--agent ([^`]+)`", README)
-    assert named is not None
-    assert named[1].replace("\\|", "|").split("|") == list(AGENTS)
+
+def test_the_page_on_the_search_lists_every_agent() -> None:
+    table = SEARCH.split("| agent |")[1].split("\n\n")[0]
+    listed = [name for row in table.splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", row.split("|")[1])]
+    assert sorted(listed) == sorted(AGENTS)
+    asking = [re.findall(r"`([a-z-]+)`", row)[0] for row in table.splitlines()[2:] if row.rstrip().endswith("yes |")]
+    assert asking == [name for name, agent in AGENTS.items() if agent.probes]

@@ -51,8 +51,8 @@ HOMES = {
     "safetensors": ("rlprune_edge/tasks/weights.py",),
     "plotly": ("rlprune_edge/report_html.py", "rlprune_edge/comparison_html.py"),
     "paramiko": ("rlprune_edge/device/ssh.py", "rlprune_edge/device/ssh_login.py"),
-    "typer": ("rlprune_edge/cli.py", "rlprune_edge/cli_compare.py", "rlprune_edge/cli_device.py"),
-    "rich": tuple(f"rlprune_edge/{name}.py" for name in ("cli", "cli_compare", "cli_device", "console")),
+    "typer": tuple(f"rlprune_edge/{name}.py" for name in ("cli", "cli_compare", "cli_device", "cli_profile")),
+    "rich": tuple(f"rlprune_edge/{name}.py" for name in ("cli", "cli_compare", "cli_device", "cli_profile", "console")),
 }
 TORCH = (
     *(f"rlprune_edge/{name}.py" for name in ("inputs", "encoders", "precision")),

@@ -1,0 +1,75 @@
+"""`profile` on a tiny network with the real agent, and what others do with its file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlprune_edge.errors import UserError
+from rlprune_edge.latency_profile import load_profile
+from rlprune_edge.profile import kendall_tau
+from rlprune_edge.records import PruningSpace
+
+pytestmark = pytest.mark.alone
+
+EXAMPLES = Path(__file__).parent / "examples"
+TASK = ["--task", "own_task:Bars"]
+
+
+def run(words: list[str], cache: Path, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "rlprune_edge", *words],
+        cwd=EXAMPLES,
+        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_profile_says_how_well_it_predicts_and_another_run_searches_with_it(tmp_path: Path) -> None:
+    cache, folder = tmp_path / "cache", tmp_path / "profile"
+    said = run(["profile", *TASK, "--plans", "5", "--held-out", "3", "--out", str(folder)], cache)
+    found = json.loads((folder / "profile.json").read_text())
+    assert [e["learned"] for e in found["prediction"]] == [0, 5]
+    assert all(e["held_out"] == 3 and e["mean_error_percent"] > 0 for e in found["prediction"])
+    assert len(found["plans"]) == 8
+    assert all(len(table["times_ns"]) > 3 and table["layers"] for table in found["tables"])
+    assert {n for table in found["tables"] for n in table["groups"]} == set(found["groups"])
+    assert "plans learned from" in said
+    resumed = run(["profile", "--resume", str(folder)], cache)
+    assert json.loads((folder / "profile.json").read_text())["plans"] == found["plans"], "nothing is measured again"
+    assert "plans learned from" in resumed
+    cheap = ["--target-speedup", "1.2", "--budget", "4", "--finalists", "1", "--final-mode", "reward", "--epochs", "0"]
+    said = run(["compress", *TASK, *cheap, "--profile", str(folder), "--out", str(tmp_path / "run")], cache)
+    assert "the widths that pay are those of" in said
+    assert "probing the device" not in said
+    times = json.loads((tmp_path / "run" / "staircase.json").read_text())
+    assert [t["times_ns"] for t in times] == [t["times_ns"] for t in found["tables"]]
+    assert "another model" in run(["compress", "--profile", str(folder), "--out", str(tmp_path / "no")], cache, code=2)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "groups": {}}'])
+def test_what_is_no_profile_is_refused_in_words(text: str, tmp_path: Path, space: PruningSpace) -> None:
+    file = tmp_path / "profile.json"
+    with pytest.raises(UserError, match="cannot read"):
+        load_profile(file, space)
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"is not a profile|format 2|another model"):
+        load_profile(tmp_path, space)
+
+
+def test_kendalls_tau_of_known_orders() -> None:
+    order = np.array([1.0, 2.0, 3.0, 4.0])
+    assert kendall_tau(order, order) == 1.0
+    assert kendall_tau(order, -order) == -1.0
+    assert kendall_tau(order, np.array([1.0, 3.0, 2.0, 4.0])) == pytest.approx(4 / 6)
