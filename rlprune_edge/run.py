@@ -16,6 +16,7 @@ from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import BudgetSpent, CandidateError, UserError
 from rlprune_edge.export import exporter, onnx_graph, parity, skeleton
+from rlprune_edge.export.templates import Templates, Topology
 from rlprune_edge.inputs import Input, named
 from rlprune_edge.journal import Journal
 from rlprune_edge.measurements import Measurement
@@ -58,6 +59,8 @@ class Run:
     """what the second labelled set is called"""
     compute: torch.device
     """where torch scores and trains: a GPU if there is one"""
+    templates: Templates = field(default_factory=Templates)
+    """what candidates of the search are written into"""
     notes: list[str] = field(default_factory=list)
     probes: int = 0
     """single cuts scored on the host, beside the candidates"""
@@ -116,7 +119,7 @@ class Run:
             macs = space.count_macs(candidate.module, self.example)
             with timed(seconds, "score"):
                 quality = self.task.score(candidate.module, "search", limit=self.request.search_examples)
-            artifact, outputs = self.export(candidate.module, path, seconds)
+            artifact, outputs = self.export(candidate.module, path, seconds, topology=plan.dropped)
             with timed(seconds, "measure"):
                 mode = self._baseline_mode if uncut else "reward"
                 measurement = self.measure(artifact, outputs, mode, alone=uncut, searching=True)
@@ -163,18 +166,34 @@ class Run:
             recover.recalibrate_batchnorm(candidate.module, self.calibration if calibration is None else calibration)
 
     def export(
-        self, module: torch.nn.Module, path: Path, seconds: dict[str, float]
+        self, module: torch.nn.Module, path: Path, seconds: dict[str, float], *, topology: Topology | None = None
     ) -> tuple[OnnxArtifact, dict[str, np.ndarray]]:
-        """Write ONNX and hold it against torch; returns it with the outputs that the device has to reproduce."""
+        """Write ONNX and hold it against torch; returns it with the outputs that the device has to reproduce.
+
+        `topology`: of a candidate of the search, which may be written into the template of an earlier one. What is
+        handed over is exported truly.
+        """
         if self.compute.type != "cpu":
             module = copy.deepcopy(module).cpu()  # torch and ONNX Runtime are compared on the same processor
+        sliced = None
         with timed(seconds, "export"):
-            exporter.export(module, self.example, path)
-        with timed(seconds, "parity"):
-            outputs, difference = parity.check(path, module, self.example)
-            if not isinstance(self.example, torch.Tensor):  # other lengths than the timed one have to work, too
-                difference = max(difference, parity.check(path, module, self.other_length)[1])
-            return onnx_graph.describe(path, max_difference=difference), outputs
+            if topology is None:
+                exporter.export(module, self.example, path)
+            else:
+                sliced = self.templates.export(module, self.example, path, topology)
+        # other lengths than the timed one have to work, too
+        others = () if isinstance(self.example, torch.Tensor) else (self.other_length,)
+        try:
+            with timed(seconds, "parity"):
+                outputs, difference = parity.check(path, module, self.example, *others)
+                if sliced is not None:
+                    return sliced.describe(max_difference=difference), outputs
+                return onnx_graph.describe(path, max_difference=difference), outputs
+        except CandidateError as error:
+            if sliced is None or topology is None or error.kind == "not_finite":
+                raise
+            self.templates.refuse(topology)
+            return self.export(module, path, seconds)
 
     @property
     def other_length(self) -> Input:

@@ -28,7 +28,10 @@ SPINE = {
 }
 HOMES = {
     "torch_pruning": ("rlprune_edge/prune/graph.py",),
-    "onnx": tuple(f"rlprune_edge/export/{name}.py" for name in ("onnx_graph", "probes", "skeleton", "work")),
+    "onnx": tuple(
+        f"rlprune_edge/export/{name}.py"
+        for name in ("constants", "naming", "onnx_graph", "probes", "skeleton", "template", "templates", "work")
+    ),
     "onnxruntime": (
         "rlprune_edge/export/host.py",
         "rlprune_edge/bundle/predict_template.py",  # runs without us

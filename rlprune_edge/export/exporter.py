@@ -14,9 +14,14 @@ from rlprune_edge.inputs import Input
 
 def export(module: nn.Module, example: Input, path: Path) -> None:
     """Write `module` to `path`; `example` is one input, [1, ...]. Raises CandidateError, UserError."""
-    seen = view(module)
-    if seen is not None:
-        transformers_export.export(seen.network, path)
+    if view(module) is not None:
+        transformers_export.export(network_of(module), path)
     else:
         assert isinstance(example, torch.Tensor)
         torch_export.export(module, example, path)
+
+
+def network_of(module: nn.Module) -> nn.Module:
+    """What of a module is exported, and gives the names in the file."""
+    seen = view(module)
+    return module if seen is None else seen.network

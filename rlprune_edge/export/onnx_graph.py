@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from rlprune_edge.errors import CandidateError, UserError
-from rlprune_edge.export import skeleton
+from rlprune_edge.export import naming, skeleton
 from rlprune_edge.export.work import work_of
 from rlprune_edge.records import OnnxArtifact, TensorSpec
 
@@ -20,15 +21,22 @@ def describe(path: Path, *, max_difference: float) -> OnnxArtifact:
     data = path.read_bytes()
     model = skeleton.read(data)
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(data)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise CandidateError("export_failed", f"not a valid ONNX file: {str(error).splitlines()[0]}") from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    return described(path, model, sha256=sha256, size=len(data), max_difference=max_difference)
+
+
+def described(path: Path, model: onnx.ModelProto, *, sha256: str, size: int, max_difference: float) -> OnnxArtifact:
+    """As `describe`, of a valid model that was read already, whose weights are gone afterwards (or were before)."""
     weights = {t.name for t in model.graph.initializer}
+    graph = hashlib.sha256(skeleton.bare_model(model)[0]).hexdigest()
     return OnnxArtifact(
         path=str(path),
-        sha256=hashlib.sha256(data).hexdigest(),
-        graph_sha256=graph_sha256(model),
-        bytes=len(data),
+        sha256=sha256,
+        graph_sha256=graph,
+        bytes=size,
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         inputs=tuple(_spec(v) for v in model.graph.input if v.name not in weights),
         outputs=tuple(_spec(v) for v in model.graph.output),
@@ -54,6 +62,13 @@ def read_file(path: Path) -> onnx.ModelProto:
     return model
 
 
+def settle_names(path: Path) -> None:
+    """Rewrite an exported file so that its names follow from the graph's structure alone, see `naming`."""
+    model = skeleton.read(path.read_bytes())
+    naming.settle(model)
+    path.write_bytes(model.SerializeToString())
+
+
 def table_rows(model: onnx.ModelProto) -> dict[str, int]:
     """How many rows the table has that a graph input (through casts, too) looks things up in, by input."""
     tables = {t.name: t.dims for t in model.graph.initializer if t.dims}
@@ -70,7 +85,14 @@ def table_rows(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file as it lies."""
+    """Hash of a file as it lies; one that has not changed since is not read again."""
+    stat = path.stat()
+    return _hashed(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+
+
+@functools.lru_cache(maxsize=4)
+def _hashed(path: Path, _version: tuple[int, ...]) -> str:
+    # the uncut model's file is asked for with every candidate: 440 MB of BERT took a third of a second each time
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

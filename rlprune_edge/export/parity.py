@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,20 @@ TOLERANCE = 1e-3
 """relative to the largest output; fused float32 kernels differ from torch by about 1e-6 of it"""
 
 
-def check(path: Path, module: nn.Module, x: Input) -> tuple[dict[str, np.ndarray], float]:
-    """ONNX Runtime's outputs for `x` and their largest absolute difference from torch's.
+def check(path: Path, module: nn.Module, x: Input, *others: Input) -> tuple[dict[str, np.ndarray], float]:
+    """ONNX Runtime's outputs for `x`, and the largest absolute difference from torch's for `x` and all `others`.
 
     Raises CandidateError: `output_mismatch` above TOLERANCE, `not_finite` if an output is not a number.
     """
-    got = host.outputs(path, {name: tensor.numpy() for name, tensor in named(x).items()})
+    run = host.load(path)
+    checked = [_check(run, module, given) for given in (x, *others)]
+    return checked[0][0], max(difference for _, difference in checked)
+
+
+def _check(
+    run: Callable[[host.Arrays], host.Arrays], module: nn.Module, x: Input
+) -> tuple[dict[str, np.ndarray], float]:
+    got = run({name: tensor.numpy() for name, tensor in named(x).items()})
     first = next(iter(got.values()))
     with torch.no_grad():
         expected = module.eval()(x).numpy()

@@ -18,6 +18,7 @@ from torch import nn
 
 from rlprune_edge.encoders import SPEECH
 from rlprune_edge.errors import CandidateError, UserError
+from rlprune_edge.export import onnx_graph
 from rlprune_edge.export.torch_export import OPSET, disk_error, quiet
 
 _CHATTER = ("optimum", "transformers", "torch.onnx", "optimum.exporters.onnx", "optimum.exporters.onnx.convert")
@@ -45,7 +46,9 @@ def export(network: nn.Module, path: Path) -> None:
                 for name in _CHATTER:
                     silence.enter_context(quiet(name))
                 onnx_export_from_model(network, folder, opset=OPSET, task=task, do_validation=False, device="cpu")
-            os.replace(Path(folder) / "model.onnx", path)
+            made = Path(folder) / "model.onnx"
+            onnx_graph.settle_names(made)
+            os.replace(made, path)
         except OSError as error:
             raise disk_error(path, error) from error
         except UserError:

@@ -1,0 +1,136 @@
+"""The numbers inside an exported graph that follow a module's widths, and what each of them is in the module."""
+
+# A network of transformers is full of them: reshapes into heads, the ones and zeros of an instance norm. They stand in
+# Constant nodes that are named after the module that was being traced, so that what one layer's third constant is says
+# what it is in every other layer of that kind: twelve layers of different widths settle it in a single export.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+_MOST = 16  # elements of a constant that may hold widths: shapes have fewer, tables of positions more
+
+Meanings = dict[str, int]
+"""what a number could be: a module's attribute by name, or itself (`""`)"""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a graph holds numbers that may follow widths."""
+
+    node: onnx.NodeProto
+    kind: str
+    """`ints`: an int64 constant; `fill`: a float constant, its length; `group`: a convolution's attribute"""
+    key: tuple[str, str]
+    """class of the module that was traced, and the node's name in it"""
+    module: nn.Module
+
+
+@dataclass
+class Constants:
+    """What was learned from all true exports so far; a number with more than one meaning left is not certain."""
+
+    _known: dict[tuple[str, str], list[Meanings]] = field(default_factory=dict)
+    _refuted: set[tuple[str, str]] = field(default_factory=set)
+
+    def learn(self, graph: onnx.GraphProto, module: nn.Module) -> None:
+        """Keep of every number the meanings that this export of `module` agrees with."""
+        for place in _places(graph, module):
+            numbers = _numbers(place)
+            found = [_meanings(number, place.module) for number in numbers]
+            known = self._known.setdefault(place.key, found)
+            if len(known) != len(found):
+                self._refuted.add(place.key)
+                continue
+            for number, (old, new) in enumerate(zip(known, found, strict=True)):
+                known[number] = {m: v for m, v in new.items() if m in old and (m or v == old[m])}
+                if not known[number]:
+                    self._refuted.add(place.key)
+
+    def apply(self, graph: onnx.GraphProto, module: nn.Module) -> bool:
+        """Write the numbers of `module`'s widths into a graph of its topology; False if one of them is not certain."""
+        for place in _places(graph, module):
+            known = self._known.get(place.key)
+            if known is None or place.key in self._refuted or len(known) != len(_numbers(place)):
+                return False
+            attributes = _integers(place.module)
+            predicted = [
+                {v if not m else attributes.get(m, math.nan) for m, v in meanings.items()} for meanings in known
+            ]
+            if any(len(values) != 1 for values in predicted):
+                return False
+            _write(place, [int(values.pop()) for values in predicted])
+        return True
+
+
+def _places(graph: onnx.GraphProto, module: nn.Module) -> Iterator[_Place]:
+    modules = dict(module.named_modules())
+    for node in graph.node:
+        scope, _, name = node.name.rpartition("/")
+        kind = _kind(node)
+        if kind and scope:
+            owner = _module_at(scope, modules)
+            if owner is not None:
+                yield _Place(node, kind, (type(owner).__qualname__, name), owner)
+
+
+def _kind(node: onnx.NodeProto) -> str | None:
+    if node.op_type == "Conv":
+        return "group"
+    if node.op_type != "Constant" or not node.attribute[0].HasField("t"):
+        return None
+    tensor = node.attribute[0].t
+    if tensor.data_type == TensorProto.INT64 and math.prod(tensor.dims) <= _MOST:
+        return "ints"
+    if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 1:
+        values = numpy_helper.to_array(tensor)
+        return "fill" if len(values) and (values == values[0]).all() else None
+    return None
+
+
+def _module_at(scope: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The module that the exporter calls by this scope: `/layer1/layer1.0/conv1` is `layer1.0.conv1`."""
+    at = ""
+    for part in scope.strip("/").split("/"):
+        parent, _, last = at.rpartition(".")
+        repeated = last and part.startswith(f"{last}.")  # a child of a Sequential is called with its parent's name
+        at = ".".join(filter(None, [parent if repeated else at, part]))
+        if at not in modules:
+            return None
+    return modules[at]
+
+
+def _integers(module: nn.Module) -> dict[str, int]:
+    return {name: value for name, value in vars(module).items() if type(value) is int}
+
+
+def _meanings(number: int, module: nn.Module) -> Meanings:
+    return {"": number} | {name: value for name, value in _integers(module).items() if value == number}
+
+
+def _numbers(place: _Place) -> list[int]:
+    if place.kind == "group":
+        return [next(a.i for a in place.node.attribute if a.name == "group")]
+    tensor = place.node.attribute[0].t
+    if place.kind == "fill":
+        return list(tensor.dims)
+    return [int(n) for n in numpy_helper.to_array(tensor).reshape(-1)]
+
+
+def _write(place: _Place, numbers: Sequence[int]) -> None:
+    if place.kind == "group":
+        next(a for a in place.node.attribute if a.name == "group").i = numbers[0]
+        return
+    tensor = place.node.attribute[0].t
+    if place.kind == "ints":
+        tensor.raw_data = np.array(numbers, "<i8").tobytes()
+        return
+    tensor.raw_data = np.full(numbers, numpy_helper.to_array(tensor)[0], "<f4").tobytes()
+    tensor.dims[:] = numbers
