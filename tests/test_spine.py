@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,34 @@ def test_a_known_plan_costs_nothing_and_the_budget_is_kept(
         assert len(run.journal.trials) == 2
         with pytest.raises(BudgetSpent):
             run.evaluate(run.space.plan({run.space.groups[0].name: 4}))
+    folder.close()
+
+
+def test_a_file_from_a_wrong_template_is_found_and_exported_truly(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the template of a topology says is believed until ONNX Runtime and torch differ, and then no more."""
+    from rlprune_edge.export.recipes import Recipe
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    folder, request = run_in_process({"task": "own_task:Bars", "budget": 4}, tmp_path / "run")
+    with prepared(request, folder, Silent(), cache_dir=cache) as (run, _):
+        group = run.space.groups[0].name
+        for width in (20, 16):
+            run.evaluate(run.space.plan({group: width}))
+        kept = run.templates._kept[()]
+        assert kept.proven, "the uncut model made the template, and a candidate has shown that it is right"
+        assert kept.template is not None
+        wrong = Recipe("as it is", ("1.weight",))  # BatchNorm's factors instead of the bias they are folded into
+        slots = [replace(s, recipe=wrong) if s.recipe.kind == "folded bias" else s for s in kept.template._slots]
+        assert wrong in [s.recipe for s in slots]
+        kept.template._slots = (slots[0], *slots[1:])
+        trial = run.evaluate(run.space.plan({group: 12}))
+        assert run.templates._kept[()].template is None
+        assert trial.failure is None
+        assert trial.artifact is not None
+        assert trial.artifact.max_difference < 1e-4
+        assert trial.measurement is not None
     folder.close()
 
 

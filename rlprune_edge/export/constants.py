@@ -2,13 +2,14 @@
 
 # A network of transformers is full of them: reshapes into heads, the ones and zeros of an instance norm. They stand in
 # Constant nodes that are named after the module that was being traced, so that what one layer's third constant is says
-# what it is in every other layer of that kind: twelve layers of different widths settle it in a single export.
+# what it is in every other layer of that kind: twelve layers of different widths settle it in a single export. Where
+# layers of a kind are not traced alike (DistilBERT's first one makes the mask of all) each speaks for itself.
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -28,46 +29,51 @@ class _Place:
     node: onnx.NodeProto
     kind: str
     """`ints`: an int64 constant; `fill`: a float constant, its length; `group`: a convolution's attribute"""
-    key: tuple[str, str]
-    """class of the module that was traced, and the node's name in it"""
+    name: str
+    """the node's, in the module that was traced"""
+    path: str
     module: nn.Module
 
 
-@dataclass
 class Constants:
-    """What was learned from all true exports so far; a number with more than one meaning left is not certain."""
+    """What was learned from true exports so far; a number with more than one meaning left is not certain."""
 
-    _known: dict[tuple[str, str], list[Meanings]] = field(default_factory=dict)
-    _refuted: set[tuple[str, str]] = field(default_factory=set)
+    def __init__(self, *, of_class: bool) -> None:
+        """`of_class`: what holds in one module holds in all of its class; otherwise of each module alone."""
+        self._of_class = of_class
+        self._known: dict[tuple[str, str], list[Meanings]] = {}
 
     def learn(self, graph: onnx.GraphProto, module: nn.Module) -> None:
         """Keep of every number the meanings that this export of `module` agrees with."""
         for place in _places(graph, module):
-            numbers = _numbers(place)
-            found = [_meanings(number, place.module) for number in numbers]
-            known = self._known.setdefault(place.key, found)
+            found = [_meanings(number, place.module) for number in _numbers(place)]
+            known = self._known.setdefault(self._key(place), found)
             if len(known) != len(found):
-                self._refuted.add(place.key)
-                continue
-            for number, (old, new) in enumerate(zip(known, found, strict=True)):
+                known.clear()  # no number is known of this node
+            for number, (old, new) in enumerate(zip(known, found, strict=False)):
                 known[number] = {m: v for m, v in new.items() if m in old and (m or v == old[m])}
-                if not known[number]:
-                    self._refuted.add(place.key)
 
-    def apply(self, graph: onnx.GraphProto, module: nn.Module) -> bool:
-        """Write the numbers of `module`'s widths into a graph of its topology; False if one of them is not certain."""
-        for place in _places(graph, module):
-            known = self._known.get(place.key)
-            if known is None or place.key in self._refuted or len(known) != len(_numbers(place)):
-                return False
-            attributes = _integers(place.module)
-            predicted = [
-                {v if not m else attributes.get(m, math.nan) for m, v in meanings.items()} for meanings in known
-            ]
-            if any(len(values) != 1 for values in predicted):
-                return False
-            _write(place, [int(values.pop()) for values in predicted])
-        return True
+    def numbers(self, place: _Place) -> list[int] | None:
+        """What must stand there; `None` where that is not certain."""
+        known = self._known.get(self._key(place), [])
+        attributes = _integers(place.module)
+        predicted = [{v if not m else attributes.get(m) for m, v in meanings.items()} for meanings in known]
+        made = [values.pop() for values in predicted if len(values) == 1]
+        certain = [value for value in made if value is not None]
+        return certain if len(certain) == len(_numbers(place)) else None
+
+    def _key(self, place: _Place) -> tuple[str, str]:
+        return (type(place.module).__qualname__ if self._of_class else place.path, place.name)
+
+
+def apply(graph: onnx.GraphProto, module: nn.Module, *sources: Constants) -> bool:
+    """Write the numbers of `module`'s widths into a graph of its topology; False if no source is certain of one."""
+    for place in _places(graph, module):
+        numbers = next((found for source in sources if (found := source.numbers(place)) is not None), None)
+        if numbers is None:
+            return False
+        _write(place, numbers)
+    return True
 
 
 def _places(graph: onnx.GraphProto, module: nn.Module) -> Iterator[_Place]:
@@ -76,9 +82,9 @@ def _places(graph: onnx.GraphProto, module: nn.Module) -> Iterator[_Place]:
         scope, _, name = node.name.rpartition("/")
         kind = _kind(node)
         if kind and scope:
-            owner = _module_at(scope, modules)
-            if owner is not None:
-                yield _Place(node, kind, (type(owner).__qualname__, name), owner)
+            path = _path_of(scope, modules)
+            if path is not None:
+                yield _Place(node, kind, name, path, modules[path])
 
 
 def _kind(node: onnx.NodeProto) -> str | None:
@@ -95,8 +101,8 @@ def _kind(node: onnx.NodeProto) -> str | None:
     return None
 
 
-def _module_at(scope: str, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """The module that the exporter calls by this scope: `/layer1/layer1.0/conv1` is `layer1.0.conv1`."""
+def _path_of(scope: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The path of the module that the exporter calls by this scope: `/layer1/layer1.0/conv1` is `layer1.0.conv1`."""
     at = ""
     for part in scope.strip("/").split("/"):
         parent, _, last = at.rpartition(".")
@@ -104,7 +110,7 @@ def _module_at(scope: str, modules: Mapping[str, nn.Module]) -> nn.Module | None
         at = ".".join(filter(None, [parent if repeated else at, part]))
         if at not in modules:
             return None
-    return modules[at]
+    return at
 
 
 def _integers(module: nn.Module) -> dict[str, int]:

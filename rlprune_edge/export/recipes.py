@@ -37,7 +37,7 @@ class Recipe:
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers by name; one that has several names is found under each."""
-    named = dict(module.named_parameters(remove_duplicate=False))
+    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     named.update(module.named_buffers(remove_duplicate=False))
     return named
 
@@ -62,7 +62,8 @@ def _folded_bias(
 
 def _weight_norm(_eps: float, g: Tensor, v: Tensor) -> Tensor:
     axes = [axis for axis, size in enumerate(g.shape) if size == 1 and v.shape[axis] > 1]
-    return v / torch.linalg.vector_norm(v, 2, axes, keepdim=True) * g
+    made: Tensor = v / torch.linalg.vector_norm(v, 2, axes, keepdim=True) * g
+    return made
 
 
 _KINDS: dict[str, Callable[..., Tensor]] = {

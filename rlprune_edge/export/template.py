@@ -1,7 +1,7 @@
 """One topology's exported file without its weights, to be filled with those of other modules of that topology."""
 
-# What is written is the true export to the byte: the exporter's node names, order and fields stay, initializers are put
-# where protobuf's order of fields has them. So one comparison of bytes proves graph, hash and outputs at once.
+# What is written is the true export to the byte: nodes, names and fields stay as the exporter wrote them. So one
+# comparison of bytes proves graph, hash and outputs at once.
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import numpy_helper
 from torch import nn
 
-from rlprune_edge.export import skeleton
+from rlprune_edge.export import constants, skeleton, wire
 from rlprune_edge.export.constants import Constants
 from rlprune_edge.export.recipes import Cookbook, Recipe, tensors_of
-
-_BEFORE_GRAPH = ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string")
-_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # numbers of the fields in onnx.proto; each comes last but for the rest
-
 
 Shapes = tuple[tuple[int, ...], ...]
 """of a graph's initializers, in its order"""
@@ -45,44 +41,53 @@ class Filled:
     """its bytes, in order"""
     model: onnx.ModelProto
     """the same without the values of its weights"""
-
     shapes: Shapes
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """In bytes."""
         return sum(len(chunk) for chunk in self.chunks)
 
     def equals(self, data: bytes) -> bool:
         """Whether these are the same bytes."""
-        view, at = memoryview(data), 0
+        at = 0
         for chunk in self.chunks:
-            if view[at : at + len(chunk)] != memoryview(chunk).cast("B"):
+            mine = np.frombuffer(chunk, np.uint8)
+            if not np.array_equal(mine, np.frombuffer(data, np.uint8)[at : at + len(mine)]):
                 return False
-            at += len(chunk)
+            at += len(mine)
         return at == len(data)
 
-    def write(self, path: Path) -> str:
-        """Write the file; its sha256."""
-        digest = hashlib.sha256()
-        with path.open("wb") as file:
+    def write(self, path: Path) -> None:
+        with path.open("wb", buffering=1 << 16) as file:  # names and biases put together, kernels as they are
             for chunk in self.chunks:
-                digest.update(chunk)
                 file.write(chunk)
+
+    def sha256(self) -> str:
+        """Of the file."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks:
+            digest.update(chunk)
         return digest.hexdigest()
 
 
 class Template:
     """Made by `learn`; `fill` writes other modules into it."""
 
-    def __init__(self, model: onnx.ModelProto, slots: tuple[_Slot, ...], constants: Constants) -> None:
-        """`model`: without initializers."""
-        self._model, self._slots, self._constants = model, slots, constants
+    def __init__(self, model: onnx.ModelProto, slots: tuple[_Slot, ...], known: Constants) -> None:
+        """`model`: without initializers; `known`: what was learned from all topologies."""
+        self._model, self._slots, self._known = model, slots, known
+        self._own = Constants(of_class=False)
+
+    def learn(self, graph: onnx.GraphProto, module: nn.Module) -> None:
+        """See what the numbers are in a true export of this topology."""
+        self._own.learn(graph, module)
 
     def fill(self, module: nn.Module) -> Filled | None:
         """The file of a module of this topology; `None` where it is not certain how that would be exported."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
-        if not self._constants.apply(model.graph, module):
+        if not constants.apply(model.graph, module, self._known, self._own):
             return None
         tensors = tensors_of(module)
         try:
@@ -92,16 +97,16 @@ class Template:
         if _equals(arrays) != {slot.name: slot.same_as for slot in self._slots if slot.same_as}:
             return None
         written = [(slot.name, arrays[slot.name]) for slot in self._slots if not slot.same_as]
-        chunks = tuple(_assembled(model, written))
+        chunks = tuple(wire.assembled(model, written))
         return Filled(chunks, _bare(model, written), tuple(array.shape for _, array in written))
 
 
-def learn(model: onnx.ModelProto, module: nn.Module, constants: Constants) -> Template | None:
+def learn(model: onnx.ModelProto, module: nn.Module, known: Constants) -> Template | None:
     """The template of a true export of `module`; `None` where something in it is made in a way that is not known.
 
     `model` has no initializers afterwards.
     """
-    values = {t.name: _array(t) for t in model.graph.initializer}
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     same_as = {
         node.output[0]: node.input[0]
         for node in model.graph.node
@@ -120,17 +125,13 @@ def learn(model: onnx.ModelProto, module: nn.Module, constants: Constants) -> Te
             return None
         slots.append(_Slot(name, recipe, same_as.get(name)))
     model.graph.ClearField("initializer")
-    return Template(model, tuple(slots), constants)
+    made = Template(model, tuple(slots), known)
+    made.learn(model.graph, module)
+    return made
 
 
 def shapes_of(model: onnx.ModelProto) -> Shapes:
     return tuple(tuple(t.dims) for t in model.graph.initializer)
-
-
-def _array(tensor: TensorProto) -> np.ndarray:
-    """A view where the values are raw, as this exporter writes them."""
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.frombuffer(tensor.raw_data, dtype).reshape(tuple(tensor.dims))
 
 
 def _equals(arrays: dict[str, np.ndarray]) -> dict[str, str]:
@@ -147,50 +148,10 @@ def _equals(arrays: dict[str, np.ndarray]) -> dict[str, str]:
     return found
 
 
-# ---------------------------------------------------------------- the file
-
-
-def _assembled(model: onnx.ModelProto, initializers: Iterable[tuple[str, np.ndarray]]) -> list[bytes | memoryview]:
-    before, after = onnx.ModelProto(), onnx.ModelProto()
-    after.CopyFrom(model)
-    for name in _BEFORE_GRAPH:
-        if model.HasField(name):
-            setattr(before, name, getattr(model, name))
-            after.ClearField(name)
-    first, rest = onnx.GraphProto(), onnx.GraphProto()
-    rest.CopyFrom(model.graph)
-    first.node.extend(model.graph.node)
-    first.name = model.graph.name
-    rest.ClearField("node")
-    rest.ClearField("name")
-    after.ClearField("graph")
-    body: list[bytes | memoryview] = [first.SerializeToString()]
-    for name, array in initializers:
-        head = _tensor(name, array).SerializeToString() + _key(_RAW_DATA, array.nbytes)
-        body += [_key(_INITIALIZER, len(head) + array.nbytes) + head, memoryview(array.reshape(-1)).cast("B")]
-    body.append(rest.SerializeToString())
-    size = sum(len(chunk) for chunk in body)
-    return [before.SerializeToString() + _key(_GRAPH, size), *body, after.SerializeToString()]
-
-
-def _tensor(name: str, array: np.ndarray) -> TensorProto:
-    return TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
-
-
-def _key(field: int, size: int) -> bytes:
-    """What stands before a field of so many bytes on protobuf's wire."""
-    made = bytearray([field << 3 | 2])
-    while size > 127:
-        made.append(size & 127 | 128)
-        size >>= 7
-    made.append(size)
-    return bytes(made)
-
-
 def _bare(model: onnx.ModelProto, initializers: Iterable[tuple[str, np.ndarray]]) -> onnx.ModelProto:
     """`model` with initializers whose values are there as far as the graph's hash and its work depend on them."""
     for name, array in initializers:
-        tensor = _tensor(name, array)
+        tensor = wire.tensor(name, array)
         if array.size <= skeleton.LARGE or array.dtype.kind != "f":
             tensor.raw_data = array.tobytes()
         model.graph.initializer.append(tensor)

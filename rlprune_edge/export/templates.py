@@ -11,12 +11,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 from torch import nn
 
 from rlprune_edge.export import exporter, onnx_graph, skeleton, template
 from rlprune_edge.export.constants import Constants
-from rlprune_edge.export.template import Filled, Template
+from rlprune_edge.export.template import Filled, Shapes, Template
 from rlprune_edge.export.torch_export import disk_error
 from rlprune_edge.inputs import Input
 from rlprune_edge.records import OnnxArtifact
@@ -33,15 +32,16 @@ class Sliced:
     """A file that was written into a template."""
 
     path: Path
-    sha256: str
-    bytes: int
-    model: onnx.ModelProto
-    """without the values of its weights"""
+    filled: Filled
 
     def describe(self, *, max_difference: float) -> OnnxArtifact:
         """What `onnx_graph.describe` says of the same file, without reading it."""
         return onnx_graph.described(
-            self.path, self.model, sha256=self.sha256, size=self.bytes, max_difference=max_difference
+            self.path,
+            self.filled.model,
+            sha256=self.filled.sha256(),
+            size=self.filled.size,
+            max_difference=max_difference,
         )
 
 
@@ -49,7 +49,7 @@ class Sliced:
 class _Kept:
     template: Template | None
     """`None`: to be exported truly for ever"""
-    shapes: template.Shapes
+    shapes: Shapes
     """of the export that it was made from"""
     proven: bool = False
     """a module of other widths was filled in, and equalled its true export"""
@@ -61,7 +61,7 @@ class Templates:
     def __init__(self, keep: int = KEEP) -> None:
         self._keep = keep
         self._kept: OrderedDict[Topology, _Kept] = OrderedDict()
-        self._constants = Constants()
+        self._constants = Constants(of_class=True)
 
     def export(self, module: nn.Module, example: Input, path: Path, topology: Topology) -> Sliced | None:
         """Write `module` to `path`, truly or into its topology's template; what was written, in the latter case.
@@ -101,7 +101,9 @@ class Templates:
 
     def _prove(self, data: bytes, network: nn.Module, kept: _Kept, filled: Filled | None) -> None:
         assert kept.template is not None
-        self._constants.learn(skeleton.read(data).graph, network)
+        graph = skeleton.read(data).graph
+        self._constants.learn(graph, network)
+        kept.template.learn(graph, network)
         filled = filled or kept.template.fill(network)  # what was uncertain may be known now
         if filled is not None and not filled.equals(data):
             kept.template = None
@@ -111,7 +113,8 @@ class Templates:
 
 def _written(filled: Filled, path: Path) -> Sliced:
     try:
-        return Sliced(path, filled.write(path), filled.bytes, filled.model)
+        filled.write(path)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise disk_error(path, error) from error
+    return Sliced(path, filled)
