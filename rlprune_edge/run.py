@@ -192,8 +192,9 @@ class Run:
         except CandidateError as error:
             if sliced is None or topology is None or error.kind == "not_finite":
                 raise
+            truly = self.export(module, path, seconds)  # raises where the fault is the candidate's own
             self.templates.refuse(topology)
-            return self.export(module, path, seconds)
+            return truly
 
     @property
     def other_length(self) -> Input:

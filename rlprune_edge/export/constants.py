@@ -8,13 +8,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 from torch import nn
+
+from rlprune_edge.export.naming import path_of
 
 _MOST = 16  # elements of a constant that may hold widths: shapes have fewer, tables of positions more
 
@@ -82,7 +84,7 @@ def _places(graph: onnx.GraphProto, module: nn.Module) -> Iterator[_Place]:
         scope, _, name = node.name.rpartition("/")
         kind = _kind(node)
         if kind and scope:
-            path = _path_of(scope, modules)
+            path = path_of(scope, modules)
             if path is not None:
                 yield _Place(node, kind, name, path, modules[path])
 
@@ -99,18 +101,6 @@ def _kind(node: onnx.NodeProto) -> str | None:
         values = numpy_helper.to_array(tensor)
         return "fill" if len(values) and (values == values[0]).all() else None
     return None
-
-
-def _path_of(scope: str, modules: Mapping[str, nn.Module]) -> str | None:
-    """The path of the module that the exporter calls by this scope: `/layer1/layer1.0/conv1` is `layer1.0.conv1`."""
-    at = ""
-    for part in scope.strip("/").split("/"):
-        parent, _, last = at.rpartition(".")
-        repeated = last and part.startswith(f"{last}.")  # a child of a Sequential is called with its parent's name
-        at = ".".join(filter(None, [parent if repeated else at, part]))
-        if at not in modules:
-            return None
-    return at
 
 
 def _integers(module: nn.Module) -> dict[str, int]:

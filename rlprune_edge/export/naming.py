@@ -1,4 +1,4 @@
-"""Give an exported graph names that follow from its structure alone."""
+"""What the names in an exported graph mean, and numbers in them that follow from its structure alone."""
 
 # torch numbers unnamed values and nodes in the order of its trace, where equal numbers are one value: a layer that
 # happens to have as many heads as another shifts all numbers after it. Two exports of one topology would differ in
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import onnx
 
@@ -20,9 +21,15 @@ def settle(model: onnx.ModelProto) -> None:
 
     A graph with inner ones, which may use its values by name, is left as it is.
     """
-    graph = model.graph
-    if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
+    if any(a.HasField("g") or a.graphs for node in model.graph.node for a in node.attribute):
         return
+    names = settle_nodes(model.graph, [tensor.name for tensor in model.graph.initializer])
+    for tensor in model.graph.initializer:
+        tensor.name = names[tensor.name]
+
+
+def settle_nodes(graph: onnx.GraphProto, initializers: Iterable[str]) -> dict[str, str]:
+    """The same for a graph whose initializers are elsewhere; old names of values and initializers to new ones."""
     counts: Counter[str] = Counter()
 
     def renamed(name: str, pattern: re.Pattern[str]) -> str:
@@ -32,12 +39,23 @@ def settle(model: onnx.ModelProto) -> None:
         counts[found[1]] += 1
         return f"{found[1]}_{counts[found[1]] - 1}"
 
-    values = {t.name: renamed(t.name, _VALUE) for t in graph.initializer}
+    values = {name: renamed(name, _VALUE) for name in initializers}
     for node in graph.node:
         values.update({name: renamed(name, _VALUE) for name in node.output})
         node.name = renamed(node.name, _NODE)
-    for tensor in graph.initializer:
-        tensor.name = values[tensor.name]
     for node in graph.node:
         node.input[:] = [values.get(name, name) for name in node.input]
         node.output[:] = [values[name] for name in node.output]
+    return values
+
+
+def path_of(scope: str, paths: Mapping[str, object]) -> str | None:
+    """The path of the module that the exporter calls by this scope: `/layer1/layer1.0/conv1` is `layer1.0.conv1`."""
+    at = ""
+    for part in scope.strip("/").split("/"):
+        parent, _, last = at.rpartition(".")
+        repeated = last and part.startswith(f"{last}.")  # a child of a Sequential is called with its parent's name
+        at = ".".join(filter(None, [parent if repeated else at, part]))
+        if at not in paths:
+            return None
+    return at

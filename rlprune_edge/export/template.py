@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,9 @@ import onnx
 from onnx import numpy_helper
 from torch import nn
 
-from rlprune_edge.export import constants, skeleton, wire
+from rlprune_edge.export import constants, naming, removal, skeleton, wire
 from rlprune_edge.export.constants import Constants
 from rlprune_edge.export.recipes import Cookbook, Recipe, tensors_of
-
-Shapes = tuple[tuple[int, ...], ...]
-"""of a graph's initializers, in its order"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,8 @@ class _Slot:
 
     name: str
     recipe: Recipe
+    shape: tuple[int, ...]
+    """in the export that it was recognised in"""
     same_as: str | None
     """the initializer that stands for it too, through an Identity: the exporter writes equal values once"""
 
@@ -41,7 +40,8 @@ class Filled:
     """its bytes, in order"""
     model: onnx.ModelProto
     """the same without the values of its weights"""
-    shapes: Shapes
+    other_widths: bool
+    """than in the export that the template was made from"""
 
     @property
     def size(self) -> int:
@@ -74,10 +74,34 @@ class Filled:
 class Template:
     """Made by `learn`; `fill` writes other modules into it."""
 
-    def __init__(self, model: onnx.ModelProto, slots: tuple[_Slot, ...], known: Constants) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, slots: tuple[_Slot, ...], classes: removal.Classes, known: Constants
+    ) -> None:
         """`model`: without initializers; `known`: what was learned from all topologies."""
-        self._model, self._slots, self._known = model, slots, known
+        self._model, self._slots, self._classes, self._known = model, slots, classes, known
         self._own = Constants(of_class=False)
+
+    @property
+    def recipes(self) -> frozenset[Recipe]:
+        return frozenset(slot.recipe for slot in self._slots)
+
+    def without(self, module: nn.Module) -> tuple[Template, removal.Kinds] | None:
+        """The template of a module that has fewer blocks, and of what kinds; `None` where it does not follow."""
+        classes = removal.classes_of(module)
+        kinds = removal.kinds(self._classes, classes)
+        if kinds is None:
+            return None
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        if not removal.remove(model.graph, self._classes, classes):
+            return None
+        read = {name for node in model.graph.node for name in node.input}
+        slots = [slot for slot in self._slots if slot.name in read]
+        if any(slot.same_as and slot.same_as not in {other.name for other in slots} for slot in slots):
+            return None
+        names = naming.settle_nodes(model.graph, [slot.name for slot in slots if not slot.same_as])
+        renamed = (replace(s, name=names[s.name], same_as=names[s.same_as] if s.same_as else None) for s in slots)
+        return Template(model, tuple(renamed), classes, self._known), kinds
 
     def learn(self, graph: onnx.GraphProto, module: nn.Module) -> None:
         """See what the numbers are in a true export of this topology."""
@@ -98,7 +122,8 @@ class Template:
             return None
         written = [(slot.name, arrays[slot.name]) for slot in self._slots if not slot.same_as]
         chunks = tuple(wire.assembled(model, written))
-        return Filled(chunks, _bare(model, written), tuple(array.shape for _, array in written))
+        other_widths = any(arrays[slot.name].shape != slot.shape for slot in self._slots)
+        return Filled(chunks, _bare(model, written), other_widths)
 
 
 def learn(model: onnx.ModelProto, module: nn.Module, known: Constants) -> Template | None:
@@ -123,15 +148,11 @@ def learn(model: onnx.ModelProto, module: nn.Module, known: Constants) -> Templa
     for name, recipe in recipes.items():
         if recipe is None:
             return None
-        slots.append(_Slot(name, recipe, same_as.get(name)))
+        slots.append(_Slot(name, recipe, values[name].shape, same_as.get(name)))
     model.graph.ClearField("initializer")
-    made = Template(model, tuple(slots), known)
+    made = Template(model, tuple(slots), removal.classes_of(module), known)
     made.learn(model.graph, module)
     return made
-
-
-def shapes_of(model: onnx.ModelProto) -> Shapes:
-    return tuple(tuple(t.dims) for t in model.graph.initializer)
 
 
 def _equals(arrays: dict[str, np.ndarray]) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""The templates of a search: a topology is exported once or twice, further candidates are written into its file."""
+"""The templates of a search: what a few true exports have shown, and who may be written without one."""
 
 # Exporting is tracing, and took 0.1 s (ResNet-56) to many seconds (Wav2Vec 2.0) a candidate; filling in a template
-# takes what the bytes take (tools/bench/slice_export.py). A topology earns that: its first export makes the template,
-# the first candidate of other widths is exported truly as well and has to be the same to the byte. Whatever is not
-# certain, or was wrong once, goes on being exported truly.
+# takes what its bytes take (tools/bench/slice_export.py). What is written that way was proven on true exports before,
+# to the byte: every recipe at other widths than it was recognised at, every kind of block's removal. Whatever is not certain,
+# or was wrong once, goes on being exported truly.
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 from torch import nn
 
-from rlprune_edge.export import exporter, onnx_graph, skeleton, template
+from rlprune_edge.export import exporter, onnx_graph, skeleton
 from rlprune_edge.export.constants import Constants
-from rlprune_edge.export.template import Filled, Shapes, Template
+from rlprune_edge.export.recipes import Recipe
+from rlprune_edge.export.removal import Kinds
+from rlprune_edge.export.template import Filled, Template, learn
 from rlprune_edge.export.torch_export import disk_error
 from rlprune_edge.inputs import Input
 from rlprune_edge.records import OnnxArtifact
@@ -45,70 +48,94 @@ class Sliced:
         )
 
 
-@dataclass
-class _Kept:
-    template: Template | None
-    """`None`: to be exported truly for ever"""
-    shapes: Shapes
-    """of the export that it was made from"""
-    proven: bool = False
-    """a module of other widths was filled in, and equalled its true export"""
-
-
 class Templates:
     """Of one run; not for finalists, whose files are the last proof."""
 
     def __init__(self, keep: int = KEEP) -> None:
         self._keep = keep
-        self._kept: OrderedDict[Topology, _Kept] = OrderedDict()
+        self._kept: OrderedDict[Topology, Template] = OrderedDict()
         self._constants = Constants(of_class=True)
+        self._refused: set[Topology] = set()
+        self._recipes: set[Recipe] = set()
+        """those that have given a true export's bytes at other widths than they were recognised at"""
+        self._removals: set[tuple[str, str]] = set()
+        """kinds of removal that have"""
 
     def export(self, module: nn.Module, example: Input, path: Path, topology: Topology) -> Sliced | None:
-        """Write `module` to `path`, truly or into its topology's template; what was written, in the latter case.
+        """Write `module` to `path`, truly or into a template; what was written, in the latter case.
 
         The file is the same either way. Raises CandidateError and UserError as `exporter.export` does.
         """
+        if topology in self._refused:
+            exporter.export(module, example, path)
+            return None
         network = exporter.network_of(module)
-        kept = self._kept.get(topology)
-        if kept is not None:
-            self._kept.move_to_end(topology)
-        filled = kept.template.fill(network) if kept is not None and kept.template is not None else None
-        if kept is not None and kept.proven and filled is not None:
-            return _written(filled, path)
+        template, kinds = self._fitting(topology, network)
+        if template is not None and template.recipes <= self._recipes and kinds <= self._removals:
+            filled = template.fill(network)
+            if filled is not None:
+                return _written(filled, path)
         exporter.export(module, example, path)
-        if kept is None:
-            self._learn(path.read_bytes(), network, topology)
-        elif kept.template is not None:
-            self._prove(path.read_bytes(), network, kept, filled)
+        self._compare(path.read_bytes(), network, topology, template, kinds)
         return None
 
     def refuse(self, topology: Topology) -> None:
-        """A file of this topology was found wrong: export all others of it truly."""
-        self._kept[topology] = _Kept(None, ())
+        """A file of this topology was found wrong: export it truly from now on, and believe nothing unproven again."""
+        self._refused.add(topology)
+        self._recipes.clear()
+        self._removals.clear()
 
-    def _learn(self, data: bytes, network: nn.Module, topology: Topology) -> None:
+    def _fitting(self, topology: Topology, network: nn.Module) -> tuple[Template | None, Kinds]:
+        """A template of this topology, from the nearest one kept; and what kinds of block were taken out of that."""
+        if topology in self._kept:
+            self._kept.move_to_end(topology)
+            return self._kept[topology], frozenset()
+        for base in sorted(self._kept, key=len, reverse=True):
+            found = self._kept[base].without(network) if set(base) < set(topology) else None
+            if found is not None:
+                self._kept.move_to_end(base)
+                return found
+        return None, frozenset()
+
+    def _compare(
+        self,
+        data: bytes,
+        network: nn.Module,
+        topology: Topology,
+        template: Template | None,
+        kinds: Kinds,
+    ) -> None:
+        """Learn from a true export whether what would have been written in its place is right."""
         model = skeleton.read(data)
         self._constants.learn(model.graph, network)
-        shapes = template.shapes_of(model)
-        made = template.learn(model, network, self._constants)
+        filled = None
+        if template is not None:
+            template.learn(model.graph, network)
+            filled = template.fill(network)  # what was uncertain may be known now
+        if template is None or filled is None:
+            pass  # nothing to compare
+        elif filled.equals(data):
+            self._removals |= kinds
+            if filled.other_widths:
+                self._recipes |= template.recipes
+            return
+        elif topology in self._kept:
+            self._refused.add(topology)
+            del self._kept[topology]
+            return
+        if topology not in self._kept:
+            self._learn(model, data, network, topology)
+
+    def _learn(self, model: onnx.ModelProto, data: bytes, network: nn.Module, topology: Topology) -> None:
+        made = learn(model, network, self._constants)
         # a template has to give back what it was made from; constants may not be certain yet
         filled = made.fill(network) if made is not None else None
-        if filled is not None and not filled.equals(data):
-            made = None
-        self._kept[topology] = _Kept(made, shapes)
+        if made is None or (filled is not None and not filled.equals(data)):
+            self._refused.add(topology)
+            return
+        self._kept[topology] = made
         while len(self._kept) > self._keep:
             self._kept.popitem(last=False)
-
-    def _prove(self, data: bytes, network: nn.Module, kept: _Kept, filled: Filled | None) -> None:
-        assert kept.template is not None
-        graph = skeleton.read(data).graph
-        self._constants.learn(graph, network)
-        kept.template.learn(graph, network)
-        filled = filled or kept.template.fill(network)  # what was uncertain may be known now
-        if filled is not None and not filled.equals(data):
-            kept.template = None
-        elif filled is not None:
-            kept.proven = kept.proven or filled.shapes != kept.shapes
 
 
 def _written(filled: Filled, path: Path) -> Sliced:

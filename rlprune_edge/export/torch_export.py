@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from rlprune_edge.errors import CandidateError, UserError
+from rlprune_edge.export import onnx_graph
 from rlprune_edge.inputs import SINGLE
 
 OPSET = 17
@@ -45,6 +46,7 @@ def export(module: nn.Module, example: torch.Tensor, path: Path) -> None:
                 output_names=[OUTPUT],
                 dynamic_axes={SINGLE: {0: "batch"}, OUTPUT: {0: "batch"}},
             )
+        onnx_graph.settle_names(part)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
