@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,12 +95,13 @@ class Template:
         model.CopyFrom(self._model)
         if not removal.remove(model.graph, self._classes, classes):
             return None
+        risen = removal.risen(self._classes, classes)
         read = {name for node in model.graph.node for name in node.input}
-        slots = [slot for slot in self._slots if slot.name in read]
+        slots = [slot for slot in (_raised(slot, risen) for slot in self._slots) if slot.name in read]
         if any(slot.same_as and slot.same_as not in {other.name for other in slots} for slot in slots):
             return None
         names = naming.settle_nodes(model.graph, [slot.name for slot in slots if not slot.same_as])
-        renamed = (replace(s, name=names[s.name], same_as=names[s.same_as] if s.same_as else None) for s in slots)
+        renamed = (_Slot(names[s.name], s.recipe, s.shape, names[s.same_as] if s.same_as else None) for s in slots)
         return Template(model, tuple(renamed), classes, self._known), kinds
 
     def learn(self, graph: onnx.GraphProto, module: nn.Module) -> None:
@@ -153,6 +154,19 @@ def learn(model: onnx.ModelProto, module: nn.Module, known: Constants) -> Templa
     made = Template(model, tuple(slots), removal.classes_of(module), known)
     made.learn(model.graph, module)
     return made
+
+
+def _raised(slot: _Slot, risen: Mapping[str, str]) -> _Slot:
+    """The same tensor where the module that holds it has taken its block's place."""
+
+    def moved(name: str) -> str:
+        path, _, leaf = name.rpartition(".")
+        return f"{risen[path]}.{leaf}" if path in risen else name
+
+    if not any(name.rpartition(".")[0] in risen for name in slot.recipe.names):
+        return slot
+    recipe = replace(slot.recipe, names=tuple(moved(name) for name in slot.recipe.names))
+    return replace(slot, name=moved(slot.name), recipe=recipe)
 
 
 def _equals(arrays: dict[str, np.ndarray]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 # Exporting is tracing, and took 0.1 s (ResNet-56) to many seconds (Wav2Vec 2.0) a candidate; filling in a template
 # takes what its bytes take (tools/bench/slice_export.py). What is written that way was proven on true exports before,
-# to the byte: every recipe at other widths than it was recognised at, every kind of block's removal. Whatever is not certain,
-# or was wrong once, goes on being exported truly.
+# to the byte: every recipe at other widths than it was recognised at, every kind of block's removal. Whatever is not
+# certain, or was wrong once, goes on being exported truly.
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_any_combination_of_dropped_blocks_gets_its_true_file(name: str, tmp_pat
         dropped = () if seed == 0 else tuple(b.name for b in given.space.blocks if rng.random() < 0.3)
         module, topology = given.candidate(seed, dropped=dropped)
         sliced.append(export_both(templates, module, given.x, topology, tmp_path))
-    if name in ("resnet20", "bottlenecks", "separable"):
+    if name in ("resnet20", "bottlenecks", "bert"):  # the others have no blocks, or leave an addition of zero behind
         assert sliced.index(True) <= 5
         assert sum(sliced) >= 4, "one of each kind was exported, and the others follow"
 
