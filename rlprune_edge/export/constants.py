@@ -33,7 +33,8 @@ class _Place:
     """`ints`: an int64 constant; `fill`: a float constant, its length; `group`: a convolution's attribute"""
     name: str
     """the node's, in the module that was traced"""
-    path: str
+    scope: str
+    """what the exporter calls that module, this time"""
     module: nn.Module
 
 
@@ -65,7 +66,7 @@ class Constants:
         return certain if len(certain) == len(_numbers(place)) else None
 
     def _key(self, place: _Place) -> tuple[str, str]:
-        return (type(place.module).__qualname__ if self._of_class else place.path, place.name)
+        return (type(place.module).__qualname__ if self._of_class else place.scope, place.name)
 
 
 def apply(graph: onnx.GraphProto, module: nn.Module, *sources: Constants) -> bool:
@@ -86,7 +87,7 @@ def _places(graph: onnx.GraphProto, module: nn.Module) -> Iterator[_Place]:
         if kind and scope:
             path = path_of(scope, modules)
             if path is not None:
-                yield _Place(node, kind, name, path, modules[path])
+                yield _Place(node, kind, name, scope, modules[path])
 
 
 def _kind(node: onnx.NodeProto) -> str | None:

@@ -55,7 +55,11 @@ def path_of(scope: str, paths: Mapping[str, object]) -> str | None:
     for part in scope.strip("/").split("/"):
         parent, _, last = at.rpartition(".")
         repeated = last and part.startswith(f"{last}.")  # a child of a Sequential is called with its parent's name
-        at = ".".join(filter(None, [parent if repeated else at, part]))
-        if at not in paths:
+        prefix = parent if repeated else at
+        again = _NODE.fullmatch(part.rpartition(".")[2])  # `relu_1`: the second call of `relu`
+        named = (part, part.rpartition("_")[0]) if again else (part,)
+        found = [path for path in (f"{prefix}.{name}" if prefix else name for name in named) if path in paths]
+        if not found:
             return None
+        at = found[0]
     return at
