@@ -30,8 +30,10 @@ HOMES = {
     "torch_pruning": ("rlprune_edge/prune/graph.py",),
     "onnx": tuple(
         f"rlprune_edge/export/{name}.py"
-        for name in ("constants", "naming", "onnx_graph", "probes", "removal", "skeleton", "work")
-        + ("template", "templates", "wire")
+        for name in (
+            *("constants", "naming", "onnx_graph", "probes", "removal", "skeleton", "work"),
+            *("template", "templates", "wire"),
+        )
     ),
     "onnxruntime": (
         "rlprune_edge/export/host.py",
