@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ from rlprune_edge.prune import importance, recover, refit, space, structure
 from rlprune_edge.prune.graph import CoupledGroup
 from rlprune_edge.records import PruningSpace, Trial, WidthTimes
 from rlprune_edge.request import Request
-from rlprune_edge.run import Run
+from rlprune_edge.run import Run, SearchTime
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import agents, staircase
 from rlprune_edge.search.env import PruningEnv
@@ -257,11 +258,13 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
         tables=tables,
         sensitivity=sensitivity,
         masks=request.masks,
+        evaluate_all=run.evaluate_all,
     )
     if request.profile is not None:
         for plan, speedup in load_profile(Path(request.profile), run.space).plans:
             env.model.observe(plan, baseline.latency_ms / speedup)
     parts = Parts(request.demonstrations, request.surrogate, request.neighbours, request.masks)
+    began, device_before, known = time.perf_counter(), run.device.device_seconds, len(run.journal.trials)
     end = agents.search(
         request.agent,
         env,
@@ -270,5 +273,10 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
         parts=parts,
         policy=run.folder.path / POLICY,
         warm_start=_warm_start(run) if request.warm_start else None,
+    )
+    run.searched = SearchTime(
+        seconds=time.perf_counter() - began,
+        device_seconds=run.device.device_seconds - device_before,
+        candidates=len(run.journal.trials) - known,
     )
     run.watcher.note(f"{len(end.trials)} candidates from {end.episodes} episodes; {ENDS[end.reason]}")

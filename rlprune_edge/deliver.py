@@ -222,6 +222,7 @@ def _report(
             "host_probes": run.probes,
             "device_seconds": run.device_seconds_spent,
             "wall_seconds": time.perf_counter() - run.started,
+            **(run.searched.figures if run.searched else {}),
         },
         search={
             "agent": request.agent,

@@ -258,4 +258,6 @@ def _seconds_caption(report: Figures) -> str:
     stages = list(dict.fromkeys(stage for seconds in trials for stage in seconds))
     medians = [f"{s} {statistics.median(t.get(s, 0.0) for t in trials):.2f}" for s in stages]
     total = statistics.median(sum(t.values()) for t in trials)
-    return f"Wall seconds per stage. Median candidate: {total:.2f} s ({', '.join(medians)})."
+    said = f"Wall seconds per stage. Median candidate: {total:.2f} s ({', '.join(medians)})."
+    idle = report["spent"].get("device_idle_share")  # reports of before it was noted do not say it
+    return said if idle is None else f"{said} The device was idle for {idle:.0%} of the search."

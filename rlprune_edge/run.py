@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +30,49 @@ from rlprune_edge.search import reward
 from rlprune_edge.tasks.task import LoadedModel, Task
 
 BASELINE = "baseline.onnx"
+
+
+@dataclass
+class _Prepared:
+    """A candidate on its way to a trial."""
+
+    plan: Plan
+    path: Path
+    uncut: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    quality: Quality | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    file: tuple[OnnxArtifact, dict[str, np.ndarray]] | None = None
+    """as exported, with the outputs that the device has to reproduce"""
+    measurement: Measurement | None = None
+    failure: Failure | None = None
+
+    def failed(self, error: CandidateError) -> None:
+        if self.uncut:
+            raise UserError(f"The uncut model itself cannot be used: {error}") from error
+        self.path.unlink(missing_ok=True)
+        self.failure = Failure(error.kind, str(error))
+
+
+@dataclass(frozen=True)
+class SearchTime:
+    """Where the time of this process's search went; what an earlier one had evaluated is not in it."""
+
+    seconds: float
+    """on the clock"""
+    device_seconds: float
+    candidates: int
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """For the report; `None` where nothing was evaluated."""
+        new = self.candidates > 0
+        return {
+            "search_seconds": self.seconds,
+            "seconds_per_candidate": self.seconds / self.candidates if new else None,
+            "device_idle_share": max(0.0, 1.0 - self.device_seconds / self.seconds) if new else None,
+        }
 
 
 @dataclass
@@ -62,6 +106,7 @@ class Run:
     templates: Templates = field(default_factory=Templates)
     """what candidates of the search are written into"""
     notes: list[str] = field(default_factory=list)
+    searched: SearchTime | None = None
     probes: int = 0
     """single cuts scored on the host, beside the candidates"""
     started: float = field(default_factory=time.perf_counter)
@@ -95,10 +140,8 @@ class Run:
         """
         if known := self.journal.find(plan.key):
             return known
-        if self.candidates_spent >= self.request.budget:
-            raise BudgetSpent(f"{self.request.budget} candidates evaluated")
-        if self.request.device_seconds and self.device_seconds_spent >= self.request.device_seconds:
-            raise BudgetSpent(f"{self.request.device_seconds:g} device seconds used")
+        if spent := self._spent():
+            raise BudgetSpent(spent)
         return self.evaluated(plan)
 
     def evaluated(self, plan: Plan) -> Trial:
@@ -108,41 +151,91 @@ class Run:
         """
         if known := self.journal.find(plan.key):
             return known
-        seconds: dict[str, float] = {}
-        quality: Quality | None = None
-        measurement: Measurement | None = None
-        artifact, failure, candidate, macs = None, None, None, None
-        uncut = plan.key == self.space.uncut().key
-        path = self.folder.scratch(BASELINE if uncut else f"{plan.key}.onnx")
+        return self._record(self._timed(self._prepared(plan)))
+
+    def evaluate_all(self, plans: Iterable[Plan]) -> Iterator[Trial]:
+        """`evaluate`, one after the other, each candidate made while the board times the one before.
+
+        The trials come in the order of the plans. On this machine nothing is made meanwhile: it would be seen in the
+        figures. What a board says after an error here is not waited for.
+        """
+        if self.device.profile.source == "local":
+            yield from map(self.evaluate, plans)
+            return
+        pool = ThreadPoolExecutor(1, thread_name_prefix="measure")
+        waiting: Future[_Prepared] | None = None
+        timing: str | None = None
         try:
-            candidate = self.make_candidate(plan, seconds)
-            macs = space.count_macs(candidate.module, self.example)
-            with timed(seconds, "score"):
-                quality = self.task.score(candidate.module, "search", limit=self.request.search_examples)
-            artifact, outputs = self.export(candidate.module, path, seconds, topology=plan.dropped)
-            with timed(seconds, "measure"):
-                mode = self._baseline_mode if uncut else "reward"
-                measurement = self.measure(artifact, outputs, mode, alone=uncut, searching=True)
-        except CandidateError as error:
-            failure = Failure(error.kind, str(error))
-            if uncut:
-                raise UserError(f"The uncut model itself cannot be used: {error}") from error
+            for plan in plans:
+                new = plan.key != timing and self.journal.find(plan.key) is None
+                if new and not self._spent(1 if waiting else 0):
+                    prepared = self._prepared(plan)
+                    if waiting:
+                        yield self._record(waiting.result())
+                    waiting, timing = pool.submit(self._timed, prepared), plan.key
+                    continue
+                if waiting:
+                    yield self._record(waiting.result())
+                    waiting = None
+                yield self.evaluate(plan)
+            if waiting:
+                yield self._record(waiting.result())
         finally:
-            if not uncut:
-                path.unlink(missing_ok=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _spent(self, waiting: int = 0) -> str | None:
+        """What of the budget is used up, with candidates that are still being timed; `None` if nothing is."""
+        if self.candidates_spent + waiting >= self.request.budget:
+            return f"{self.request.budget} candidates evaluated"
+        if self.request.device_seconds and self.device_seconds_spent >= self.request.device_seconds:
+            return f"{self.request.device_seconds:g} device seconds used"
+        return None
+
+    def _prepared(self, plan: Plan) -> _Prepared:
+        """A candidate up to its file, or to what it failed with; torch's work, all of it on this machine."""
+        uncut = plan.key == self.space.uncut().key
+        made = _Prepared(plan, self.folder.scratch(BASELINE if uncut else f"{plan.key}.onnx"), uncut)
+        try:
+            candidate = self.make_candidate(plan, made.seconds)
+            made.parameters = candidate.parameters
+            made.macs = space.count_macs(candidate.module, self.example)
+            with timed(made.seconds, "score"):
+                made.quality = self.task.score(candidate.module, "search", limit=self.request.search_examples)
+            made.file = self.export(candidate.module, made.path, made.seconds, topology=plan.dropped)
+        except CandidateError as error:
+            made.failed(error)
+        return made
+
+    def _timed(self, made: _Prepared) -> _Prepared:
+        """The same with what the device measured of it."""
+        if made.file is None:
+            return made
+        artifact, outputs = made.file
+        try:
+            with timed(made.seconds, "measure"):
+                mode = self._baseline_mode if made.uncut else "reward"
+                made.measurement = self.measure(artifact, outputs, mode, alone=made.uncut, searching=True)
+        except CandidateError as error:
+            made.failed(error)
+        finally:
+            if not made.uncut:
+                made.path.unlink(missing_ok=True)
+        return made
+
+    def _record(self, made: _Prepared) -> Trial:
         trial = Trial(
             number=len(self.journal.trials),
-            plan=plan,
-            quality=quality,
-            parameters=candidate.parameters if candidate else None,
-            macs=macs,
-            artifact=artifact,
-            measurement=measurement,
-            failure=failure,
+            plan=made.plan,
+            quality=made.quality,
+            parameters=made.parameters,
+            macs=made.macs,
+            artifact=made.file[0] if made.file else None,
+            measurement=made.measurement,
+            failure=made.failure,
             score=Score(reward=0.0, quality=1.0, feasible=False),
-            seconds={k: round(v, 4) for k, v in seconds.items()},
+            seconds={k: round(v, 4) for k, v in made.seconds.items()},
         )
-        trial = replace(trial, score=self._score(trial, _baseline(trial) if uncut else self.baseline))
+        trial = replace(trial, score=self._score(trial, _baseline(trial) if made.uncut else self.baseline))
         self.journal.append(trial)
         self.watcher.trial(trial, best=self.best, spent=self.candidates_spent, budget=self.request.budget)
         return trial

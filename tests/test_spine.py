@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from rlprune_edge.compress import compress, prepared
 from rlprune_edge.deliver import outcome
 from rlprune_edge.journal import Journal
 from rlprune_edge.progress import Silent
-from rlprune_edge.records import Target
+from rlprune_edge.records import Plan, Target
 from rlprune_edge.run_folder import RunFolder
 
 pytestmark = pytest.mark.alone
@@ -88,6 +89,9 @@ def test_a_run_leaves_a_report_and_a_bundle_that_verifies(whole: tuple[Path, str
     assert report["compressed"]["parameters"] < report["baseline"]["parameters"]
     assert report["compressed"]["drop"] == pytest.approx(report["baseline"]["metric"] - report["compressed"]["metric"])
     assert report["spent"]["candidates"] <= 10
+    assert 0 <= report["spent"]["device_idle_share"] < 1
+    assert report["spent"]["seconds_per_candidate"] > 0
+    assert "The device was idle for" in (folder / "report.html").read_text()
     assert report["baseline"]["split"] == "test"
     assert any("golden" in line for line in verify(folder / "bundle"))
     manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
@@ -248,6 +252,50 @@ def test_a_known_plan_costs_nothing_and_the_budget_is_kept(
         assert len(run.journal.trials) == 2
         with pytest.raises(BudgetSpent):
             run.evaluate(run.space.plan({run.space.groups[0].name: 4}))
+    folder.close()
+
+
+def test_while_a_board_times_one_candidate_the_next_is_made(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlprune_edge.errors import BudgetSpent
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    folder, request = run_in_process({"task": "own_task:Bars", "budget": 4}, tmp_path / "run")
+    with prepared(request, folder, Silent(), cache_dir=cache) as (run, _):
+        # this machine under the name of a board: what happens meanwhile is the same, the figures are not looked at
+        run.device.profile = run.device.profile.model_copy(update={"source": "emulated"})
+        happened: list[tuple[str, str]] = []
+        make, measure = run.make_candidate, run.measure
+
+        def making(plan: Plan, seconds: dict[str, float]) -> Any:
+            happened.append(("made", plan.key))
+            return make(plan, seconds)
+
+        def measuring(*words: Any, **options: Any) -> Any:
+            happened.append(("begun", threading.current_thread().name))
+            time.sleep(0.5)  # longer than the next one takes to be made
+            try:
+                return measure(*words, **options)
+            finally:
+                happened.append(("measured", ""))
+
+        monkeypatch.setattr(run, "make_candidate", making)
+        monkeypatch.setattr(run, "measure", measuring)
+        group = run.space.groups[0].name
+        some = [run.space.plan({group: n}) for n in (20, 16, 16, 12, 8, 4)]
+        coming = run.evaluate_all([*some, run.space.uncut()])
+        trials = [next(coming) for _ in range(5)]
+        assert [t.plan for t in trials] == some[:5]
+        assert trials[1] is trials[2], "one that is being timed is not made again"
+        with pytest.raises(BudgetSpent):
+            next(coming)
+        assert [t.plan for t in run.journal.trials[1:]] == [some[i] for i in (0, 1, 3, 4)]
+        order = [what for what, _ in happened]
+        assert order.count("made") == order.count("measured") == 4
+        first = order.index("measured")
+        assert order[:first].count("made") == 2, "the second was made while the first was timed"
+        assert {thread for what, thread in happened if what == "begun"} == {"measure_0"}
     folder.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -61,11 +61,13 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         fill: bool = True,
         sensitivity: Sensitivity | None = None,
         masks: bool = True,
+        evaluate_all: Callable[[Iterable[Plan]], Iterator[Trial]] | None = None,
     ) -> None:
         """`space` offers the levels to use (see `staircase.paying_levels`); `evaluate` is called once per episode.
 
         With `sensitivity` the observation ends with the prior of every action, see `sensitivity.Prior`, and slack is
-        given back where the most quality was lost. Without `masks` every action is called possible.
+        given back where the most quality was lost. Without `masks` every action is called possible. `evaluate_all` is
+        `evaluate` for many plans, where they are faster together.
         """
         if not space.groups and not space.blocks:
             raise UserError("Nothing in this model can be cut: no group of channels and no removable block was found.")
@@ -73,6 +75,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
             raise UserError("A memory target was set, but the memory of the uncut model could not be measured.")
         self.space = space
         self.evaluate = evaluate
+        self.evaluate_all = evaluate_all or (lambda plans: (evaluate(plan) for plan in plans))
         self.baseline = baseline
         self.target = target
         self.limits = Limits(latency_target_ms(target, baseline), target.memory_mb)
@@ -138,7 +141,14 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def try_plan(self, plan: Plan) -> tuple[Trial, bool]:
         """Evaluate a plan, let the latency model learn from it; the trial, and whether the plan is new here."""
-        trial = self.evaluate(plan)
+        return self._learned(self.evaluate(plan))
+
+    def try_plans(self, plans: Sequence[Plan]) -> Iterator[tuple[Trial, bool]]:
+        """`try_plan` of each in their order, which is decided beforehand: the next is made while one is being timed."""
+        yield from map(self._learned, self.evaluate_all(plans))
+
+    def _learned(self, trial: Trial) -> tuple[Trial, bool]:
+        plan = trial.plan
         new = plan.key not in self.trials
         self.trials.setdefault(plan.key, trial)
         if trial.measurement is not None:

@@ -45,8 +45,7 @@ def search_with_gp(env: PruningEnv, *, seed: int, on_trial: OnTrial | None = Non
                 plan = random_plan(env, rng)
                 pool.setdefault(plan.key, plan)
             fresh = [plan for key, plan in pool.items() if key not in env.trials]
-            for plan in promise.most(fresh, BATCH) or list(pool.values())[:BATCH]:
-                tally.propose(plan)
+            tally.propose_all(promise.most(fresh, BATCH) or list(pool.values())[:BATCH])
     except BudgetSpent:
         return tally.end("budget")
     return tally.end("repeats")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -77,13 +78,22 @@ def search_with_ppo(
     back. Whatever else `evaluate` raises (`DeviceError`, `KeyboardInterrupt`) passes through.
     """
     settings, parts = settings or PpoSettings(), parts or Parts()
-    callers = env.evaluate
+    callers, callers_all = env.evaluate, env.evaluate_all
     tally = Tally(env, on_trial)
     with own_process_state() as put_back:
 
         def evaluate(plan: Plan) -> Trial:
             with put_back():
                 return callers(plan)
+
+        def evaluate_all(plans: Iterable[Plan]) -> Iterator[Trial]:
+            coming = callers_all(plans)
+            while True:
+                with put_back():
+                    trial = next(coming, None)
+                if trial is None:
+                    return
+                yield trial
 
         dream = Imagination(env, count=rounds.WALKS, masked=parts.masks)
         scores = _StandardScores(settings.normalise_reward)
@@ -93,7 +103,7 @@ def search_with_ppo(
         else:
             real, episodes = DummyVecEnv([lambda: env]), settings.episodes_per_update
             agent = _agent(real, env, seed, settings, episodes=episodes, epochs=settings.epochs)
-        env.evaluate = evaluate
+        env.evaluate, env.evaluate_all = evaluate, evaluate_all
         try:
             if parts.surrogate:
                 rounds.search(
@@ -114,7 +124,7 @@ def search_with_ppo(
         except BudgetSpent:
             return tally.end("budget")
         finally:
-            env.evaluate = callers
+            env.evaluate, env.evaluate_all = callers, callers_all
             if policy is not None:
                 agent.save(policy)
 

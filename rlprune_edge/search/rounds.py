@@ -86,10 +86,9 @@ def search(
         if shown is not None:
             pool |= {plan.key: plan for plan in shown.plans(SOLUTIONS)}
         fresh = [plan for key, plan in pool.items() if key not in env.trials]
-        for plan in promise.most(fresh, per_round - at_random):
-            tally.propose(plan)
-        for _ in range(at_random if fresh else per_round):
-            tally.propose(random_plan(env, rng))
+        chosen = promise.most(fresh, per_round - at_random)
+        chosen += [random_plan(env, rng) for _ in range(at_random if fresh else per_round)]
+        tally.propose_all(chosen)
 
 
 def introduce(
@@ -103,8 +102,7 @@ def introduce(
         return None
     shown = Demonstrator(env, env.prior, rng)
     plans = shown.plans(DEMONSTRATIONS)
-    for plan in plans[:FIRST]:
-        tally.propose(plan)
+    tally.propose_all(plans[:FIRST])
     _imitate(env, agent, plans, parts, rng, steps=120, until=0.55)
     return shown
 

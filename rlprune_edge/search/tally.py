@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rlprune_edge.records import Plan, Trial
 from rlprune_edge.search.end import SearchEnd
@@ -25,6 +25,12 @@ class Tally:
         self._env.episodes += 1
         self.count(trial, new=new)
         return trial, new
+
+    def propose_all(self, plans: Sequence[Plan]) -> None:
+        """`propose` each of a batch, in its order."""
+        for trial, new in self._env.try_plans(plans):
+            self._env.episodes += 1
+            self.count(trial, new=new)
 
     def count(self, trial: Trial, *, new: bool) -> None:
         """An episode of the environment itself has come to this trial."""

@@ -383,6 +383,7 @@ def test_a_daemon_that_hangs_is_given_up_and_found_well_again(start_daemon: Star
     daemon = start_daemon()
     host = daemon.connect()
     daemon.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, daemon.process.pid, os.WSTOPPED)  # the signal arrives when the kernel comes to it
     with pytest.raises(Failure) as caught:
         host.ask(verb="status", patience=0.5)
     daemon.process.send_signal(signal.SIGCONT)

@@ -153,6 +153,7 @@ def test_an_agent_that_hangs_is_noticed_and_asked_again(board: Bridged, daemon: 
     assert board._link is not None
     board._link._silence_seconds = 0.5  # of this link alone: the next one has time to be made
     daemon.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, daemon.process.pid, os.WSTOPPED)  # the signal arrives when the kernel comes to it
     with _meanwhile(lambda: _measure(board, sample(64))) as outcome:
         assert wait_for(lambda: board.connections == 2)
         daemon.process.send_signal(signal.SIGCONT)
