@@ -147,6 +147,14 @@ def compress(
     ] = None,
     search_examples: Annotated[int | None, typer.Option(help="Inputs a candidate is scored on. [default: all]")] = None,
     finalists: Annotated[int | None, typer.Option(help="Candidates that are fine-tuned. [default: 2]")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Fine-tuning: prescribed, long (as the literature trains), auto (rate and schedule by short tests). "
+            "[default: prescribed]"
+        ),
+    ] = None,
+    recipe_minutes: Annotated[float | None, typer.Option(help="That auto's tests may take. [default: 10]")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of fine-tuning. [default: the task's, 5]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of fine-tuning. [default: the task's, 1e-4]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Of fine-tuning. [default: the task's: 32, speech 16]")] = None,

@@ -22,7 +22,7 @@ from rlprune_edge.encoders import view
 from rlprune_edge.errors import UserError
 from rlprune_edge.inputs import Input, few, named
 from rlprune_edge.journal import Journal
-from rlprune_edge.latency_profile import load_profile
+from rlprune_edge.latency_profile import load_profile, read_profile
 from rlprune_edge.progress import Watcher
 from rlprune_edge.prune import importance, recover, refit, space, structure
 from rlprune_edge.prune.graph import CoupledGroup
@@ -80,6 +80,7 @@ def prepared(
     request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path
 ) -> Iterator[tuple[Run, tuple[WidthTimes, ...]]]:
     """A run that is ready to evaluate plans: trial 0 measured, the widths that pay known; with the board's table."""
+    _look_up(request)
     torch.manual_seed(request.seed)
     # Made first, contacted later: a wrong name is said before anything is trained.
     with load_devices(
@@ -109,6 +110,14 @@ def prepared(
         run.space = run.space.with_levels(staircase.paying_levels(run.space, tables, step=request.step))
         folder.write_json(SPACE, asdict(run.space))
         yield run, tables
+
+
+def _look_up(request: Request) -> None:
+    """What is named has to be there: said before anything is trained."""
+    if request.profile is not None:
+        read_profile(Path(request.profile))
+    if request.warm_start is not None:
+        _former_trials(Path(request.warm_start))
 
 
 def _load_model(request: Request, task: Task, cache_dir: Path, watcher: Watcher) -> LoadedModel:
@@ -217,9 +226,7 @@ def _calibration(
 def _warm_start(run: Run) -> WarmStart:
     """The former run's policy, if it was made for the same groups and blocks, and what it found of the same network."""
     former = Path(str(run.request.warm_start))
-    trials = Journal(former / run.folder.trials.name).trials if (former / run.folder.trials.name).is_file() else ()
-    if not trials:
-        raise UserError(f"{former} holds no run to start from.\nGive the folder a former run wrote to with --out.")
+    trials = _former_trials(former)
     space = TypeAdapter(PruningSpace).validate_python(json.loads((former / SPACE).read_text(encoding="utf-8")))
     if space.without_levels() != run.space.without_levels():
         raise UserError(
@@ -234,6 +241,14 @@ def _warm_start(run: Run) -> WarmStart:
     )
     policy = former / POLICY
     return WarmStart(policy if policy.is_file() else None, known_from(known, run.reward_of, run.request.target))
+
+
+def _former_trials(former: Path) -> tuple[Trial, ...]:
+    path = former / "trials.jsonl"
+    trials = Journal(path).trials if path.is_file() else ()
+    if not trials:
+        raise UserError(f"{former} holds no run to start from.\nGive the folder a former run wrote to with --out.")
+    return trials
 
 
 def _scores_alike(first: Trial, second: Trial) -> bool:

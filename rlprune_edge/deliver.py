@@ -15,9 +15,10 @@ from rlprune_edge.bundle.write import write_bundle
 from rlprune_edge.device.boards import noise_floor_of, split
 from rlprune_edge.encoders import view
 from rlprune_edge.export import host
-from rlprune_edge.finalists import Winner, fine_tuning
+from rlprune_edge.finalists import Winner
 from rlprune_edge.measurements import Measurement
 from rlprune_edge.prune import space
+from rlprune_edge.recipes import fine_tuning
 from rlprune_edge.records import OnnxArtifact, Quality, Target, Trial
 from rlprune_edge.report import build_report, write_report
 from rlprune_edge.run import Run, arrays
@@ -234,7 +235,7 @@ def _report(
             "threads": measurement.threads if measurement else None,
             "mode": measurement.mode if measurement else None,
             "flags": list(measurement.flags) if measurement else [],
-            "fine_tuning": asdict(fine_tuning(run)) | {"distillation": request.distillation},
+            "fine_tuning": asdict(fine_tuning(run)) | {"recipe": request.recipe, "distillation": request.distillation},
             "versions": versions(),
         },
         trials=run.journal.trials,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rlprune_edge import recipes
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.measurements import Measurement
 from rlprune_edge.prune import recover
@@ -63,6 +64,7 @@ def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -
     """
     tuned: list[tuple[Trial, torch.nn.Module, Quality]] = []
     ratios: list[float] = []
+    recipes.choose(run, run.make_candidate(finalists[0].plan, {}).module)
     for place, trial in enumerate(finalists, start=1):
         run.watcher.stage(f"fine-tuning finalist {place} of {len(finalists)}")
         module, quality, history = _fine_tuned(run, trial)
@@ -184,7 +186,7 @@ def _weights_matter(trial: Trial, own: Measurement) -> str | None:
 
 
 def _fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[str, Any]]:
-    settings = fine_tuning(run)
+    settings = recipes.fine_tuning(run)
     module = run.make_candidate(trial.plan, {}).module
     seed = run.request.seed
 
@@ -211,25 +213,6 @@ def _fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[
         "epochs": [asdict(e) for e in epochs],
     }
     return module, quality, history
-
-
-def fine_tuning(run: Run) -> recover.FineTuning:
-    """The task's recipe with what the user set instead."""
-    recipe, asked = run.task.recipe, run.request
-    return recover.FineTuning(
-        epochs=recipe.epochs if asked.epochs is None else asked.epochs,
-        learning_rate=asked.learning_rate or recipe.learning_rate,
-        batch_size=asked.batch_size or recipe.batch_size,
-        optimizer=recipe.optimizer,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        schedule=recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        temperature=recipe.distillation_temperature,
-        distillation_weight=recipe.distillation_weight,
-        feature_weight=recipe.feature_weight,
-        mixed_precision=recipe.mixed_precision,
-    )
 
 
 def reached(measurement: Measurement) -> str:

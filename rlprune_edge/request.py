@@ -91,6 +91,10 @@ class Request(BaseModel):
     search_examples: int | None = Field(None, ge=1)
 
     finalists: int = Field(2, ge=1)
+    recipe: str = "prescribed"
+    """of fine-tuning: `prescribed`, `long` or `auto`"""
+    recipe_minutes: float = Field(10.0, gt=0)
+    """that `auto` may take for its tests"""
     epochs: int | None = Field(None, ge=0)
     learning_rate: float | None = Field(None, gt=0)
     batch_size: int | None = Field(None, ge=1)
@@ -126,6 +130,7 @@ class Request(BaseModel):
         for name, word, known in (
             ("--agent", self.agent, AGENTS),
             ("--importance", self.importance, (None, "taylor", "fisher", "magnitude")),
+            ("--recipe", self.recipe, ("prescribed", "long", "auto")),
             ("--final-mode", self.final_mode, ("reward", "verify", "report")),
         ):
             if word not in known:

@@ -232,7 +232,7 @@ def test_every_flag_of_the_page_on_modalities_exists() -> None:
 def test_every_flag_of_the_page_on_the_search_exists() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SEARCH))
     assert len(named) >= 10
-    assert sorted(named - flags_of("compress") - flags_of("compare")) == []
+    assert sorted(named - flags_of("compress") - flags_of("compare") - flags_of("profile")) == []
 
 
 def test_the_page_on_the_search_lists_every_agent() -> None:

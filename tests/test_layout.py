@@ -14,7 +14,7 @@ ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
 SPINE = {
     f"rlprune_edge/{name}.py"
     for name in (
-        *("run", "probing", "compress", "finalists", "deliver", "measure", "compare", "profile"),
+        *("run", "probing", "compress", "recipes", "finalists", "deliver", "measure", "compare", "profile"),
         *("cli", "cli_compare", "cli_device", "cli_profile"),
     )
 }

@@ -16,8 +16,6 @@ from rlprune_edge.latency_profile import load_profile
 from rlprune_edge.profile import kendall_tau
 from rlprune_edge.records import PruningSpace
 
-pytestmark = pytest.mark.alone
-
 EXAMPLES = Path(__file__).parent / "examples"
 TASK = ["--task", "own_task:Bars"]
 
@@ -38,24 +36,25 @@ def run(words: list[str], cache: Path, code: int = 0) -> str:
 
 def test_a_profile_says_how_well_it_predicts_and_another_run_searches_with_it(tmp_path: Path) -> None:
     cache, folder = tmp_path / "cache", tmp_path / "profile"
-    said = run(["profile", *TASK, "--plans", "5", "--held-out", "3", "--out", str(folder)], cache)
+    said = run(["profile", *TASK, "--plans", "3", "--held-out", "2", "--out", str(folder)], cache)
     found = json.loads((folder / "profile.json").read_text())
-    assert [e["learned"] for e in found["prediction"]] == [0, 5]
-    assert all(e["held_out"] == 3 and e["mean_error_percent"] > 0 for e in found["prediction"])
-    assert len(found["plans"]) == 8
+    assert [e["learned"] for e in found["prediction"]] == [0, 3]
+    assert all(e["held_out"] == 2 and e["mean_error_percent"] > 0 for e in found["prediction"])
+    assert len(found["plans"]) == 5
     assert all(len(table["times_ns"]) > 3 and table["layers"] for table in found["tables"])
     assert {n for table in found["tables"] for n in table["groups"]} == set(found["groups"])
     assert "plans learned from" in said
     resumed = run(["profile", "--resume", str(folder)], cache)
     assert json.loads((folder / "profile.json").read_text())["plans"] == found["plans"], "nothing is measured again"
     assert "plans learned from" in resumed
-    cheap = ["--target-speedup", "1.2", "--budget", "4", "--finalists", "1", "--final-mode", "reward", "--epochs", "0"]
+    cheap = ["--budget", "2", "--finalists", "1", "--final-mode", "reward", "--epochs", "0"]
     said = run(["compress", *TASK, *cheap, "--profile", str(folder), "--out", str(tmp_path / "run")], cache)
     assert "the widths that pay are those of" in said
     assert "probing the device" not in said
     times = json.loads((tmp_path / "run" / "staircase.json").read_text())
     assert [t["times_ns"] for t in times] == [t["times_ns"] for t in found["tables"]]
-    assert "another model" in run(["compress", "--profile", str(folder), "--out", str(tmp_path / "no")], cache, code=2)
+    assert "cannot read" in run(["compress", "--profile", "nowhere", "--out", str(tmp_path / "no")], cache, code=2)
+    assert "holds no run" in run(["compress", "--warm-start", "nowhere", "--out", str(tmp_path / "no")], cache, code=2)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "groups": {}}'])

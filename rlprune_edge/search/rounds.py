@@ -101,8 +101,11 @@ def introduce(
     if env.prior is None or not env.limits.hard or not parts.demonstrations:
         return None
     shown = Demonstrator(env, env.prior, rng)
+    for _ in range(FIRST):
+        # one at a time: of the first few measurements the latency model learns most
+        for plan in shown.plans(1):
+            tally.propose(plan)
     plans = shown.plans(DEMONSTRATIONS)
-    tally.propose_all(plans[:FIRST])
     _imitate(env, agent, plans, parts, rng, steps=120, until=0.55)
     return shown
 
@@ -114,6 +117,7 @@ class Demonstrator:
         self._env, self._rng = env, rng
         self._knapsack = Knapsack(env.model, prior)
         self._factors: dict[str, Coefficients] = {}
+        self._solved = 0
 
     def plans(self, count: int) -> list[Plan]:
         """Distinct plans of at most `count` solutions under the latency model as it is now."""
@@ -121,12 +125,13 @@ class Demonstrator:
         tried = [key for key in self._factors if key in trials and trials[key].score.feasible]
         best = max(tried, key=lambda key: trials[key].score.reward, default=None)
         found: dict[str, Plan] = {}
-        for number in range(count):
+        for _ in range(count):
             factors = self._knapsack.ones
-            if number and (best is None or number % 2):
+            if self._solved and (best is None or self._solved % 2):
                 factors = factors.redrawn(self._rng)
-            elif number and best is not None:
+            elif self._solved and best is not None:
                 factors = self._factors[best].redrawn(self._rng, share=CHANGED)
+            self._solved += 1
             plan = self._knapsack.solve(self._env.limits, factors)
             if plan is not None:
                 self._factors.setdefault(plan.key, factors)

@@ -85,6 +85,9 @@ class Task(ABC):
     notes: tuple[str, ...] = ()
     """what a reader of the report should know about the data, e.g. where the splits come from"""
     recipe: Recipe = Recipe()
+    long_epochs: int = 20
+    """of `--recipe long`"""
+    long_learning_rate: float = 1e-4
     model_names: tuple[str, ...] = ()
     """what `model` accepts, the default first"""
     takes_modules: bool = True

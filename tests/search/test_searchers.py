@@ -14,6 +14,7 @@ import pytest
 import torch
 from planted import Planted
 
+from rlprune_edge import request
 from rlprune_edge.errors import BudgetSpent, DeviceError, UserError
 from rlprune_edge.records import Plan, Target, Trial
 from rlprune_edge.search.agents import AGENTS, search
@@ -209,6 +210,10 @@ def test_uniform_plans_keep_about_the_same_share_of_every_group() -> None:
 def test_an_unknown_agent_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"no agent called 'sac'\. Known are: ppo, ppo-cold, .*, uniform"):
         search("sac", Planted().env(TWICE, 1), seed=0)
+
+
+def test_the_request_knows_the_same_agents() -> None:
+    assert tuple(AGENTS) == request.AGENTS
 
 
 def test_naming_the_agents_needs_no_torch() -> None:

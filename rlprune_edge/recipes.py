@@ -1,0 +1,137 @@
+"""The spine, part 3a: how finalists are fine-tuned: as prescribed, as the literature does, or as short tests say."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from rlprune_edge.prune import recover
+from rlprune_edge.run import Run
+
+CHOSEN = "recipe.json"
+RATES = (1.0, 3.0, 10.0, 30.0)
+"""times the prescribed learning rate, as `auto` tries them"""
+SCHEDULES = ("cosine", "linear", "constant")
+"""tried with the best of those, but for the recipe's own, which they were tried with"""
+STEPS = 400
+"""of one of its tests, or as many as the time allows"""
+LEAST_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One of the short tests of `auto`."""
+
+    learning_rate: float
+    schedule: str
+    steps: int
+    loss: float
+    """on the validation split, afterwards; the lower one wins"""
+    metric: float
+    seconds: float
+
+
+def fine_tuning(run: Run) -> recover.FineTuning:
+    """The settings of this run's recipe, with what the user set instead."""
+    recipe, asked = run.task.recipe, run.request
+    base = recover.FineTuning(
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        batch_size=recipe.batch_size,
+        optimizer=recipe.optimizer,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        temperature=recipe.distillation_temperature,
+        distillation_weight=recipe.distillation_weight,
+        feature_weight=recipe.feature_weight,
+        mixed_precision=recipe.mixed_precision,
+    )
+    if asked.recipe == "long":
+        base = replace(base, epochs=run.task.long_epochs, learning_rate=run.task.long_learning_rate)
+    elif asked.recipe == "auto" and (chosen := run.folder.read_json(CHOSEN)) is not None:
+        base = replace(base, learning_rate=chosen["learning_rate"], schedule=chosen["schedule"])
+    return replace(
+        base,
+        epochs=base.epochs if asked.epochs is None else asked.epochs,
+        learning_rate=asked.learning_rate or base.learning_rate,
+        batch_size=asked.batch_size or base.batch_size,
+    )
+
+
+def choose(run: Run, module: torch.nn.Module) -> None:
+    """For `auto`: try learning rates on copies of a finalist, within the time asked for, and keep the best.
+
+    Each is tried as a whole training in small, warm-up and decay included: rates that look good while they are high
+    need not end well. What is kept is in the run's folder, so that a resumed run trains as it began.
+    """
+    if run.request.recipe != "auto" or run.request.learning_rate:
+        return
+    chosen: dict[str, Any] | None = run.folder.read_json(CHOSEN)
+    if chosen is None:
+        chosen = _chosen(run, module)
+        run.folder.write_json(CHOSEN, chosen)
+    run.notes.append(
+        f"learning rate {chosen['learning_rate']:g} with a {chosen['schedule']} schedule was the best of "
+        f"{len(chosen['tried'])} settings that were tried for up to {STEPS} steps each, by the loss on validation"
+    )
+
+
+def _chosen(run: Run, module: torch.nn.Module) -> dict[str, Any]:
+    minutes = run.request.recipe_minutes
+    run.watcher.stage(f"recipe: learning rates and schedules, tried for {minutes:g} minutes")
+    usual = fine_tuning(run)
+    others = [name for name in SCHEDULES if name != usual.schedule]
+    tests = len(RATES) + len(others)
+    whole = -(-run.task.size("train") // usual.batch_size) * max(1, usual.epochs)
+    steps = min(STEPS, whole)
+    tried: list[Tried] = []
+
+    def best() -> Tried:
+        alike = [t for t in tried if t.steps == steps] or tried  # more steps would be an advantage
+        return min(alike, key=lambda t: t.loss)
+
+    for number in range(1, tests + 1):
+        if number <= len(RATES):
+            settings = replace(usual, learning_rate=usual.learning_rate * RATES[number - 1])
+        else:
+            schedule = others[number - len(RATES) - 1]
+            settings = replace(usual, learning_rate=best().learning_rate, schedule=schedule)
+        found = _tried(run, module, settings, steps)
+        tried.append(found)
+        said = f"learning rate {found.learning_rate:g}, {found.schedule}: validation loss {found.loss:.3f}"
+        run.watcher.step(said, number, tests)
+        each = 60 * minutes / tests
+        if number == 1 and found.seconds > each:  # the first one says what a step takes
+            steps = max(LEAST_STEPS, int(steps * each / found.seconds))
+    chosen = best()
+    return {"learning_rate": chosen.learning_rate, "schedule": chosen.schedule, "tried": [asdict(t) for t in tried]}
+
+
+def _tried(run: Run, module: torch.nn.Module, settings: recover.FineTuning, steps: int) -> Tried:
+    began = time.perf_counter()
+    student = copy.deepcopy(module)
+    seed = run.request.seed
+
+    def batches(_epoch: int) -> Iterator[Any]:
+        return itertools.islice(run.task.batches("train", settings.batch_size, augment=True, seed=seed * 1000), steps)
+
+    recover.fine_tune(
+        student,
+        run.loaded.module if run.request.distillation else None,
+        epoch_batches=batches,
+        steps_per_epoch=steps,
+        loss=run.task.loss,
+        settings=replace(settings, epochs=1),
+    )
+    quality = run.task.score(student, "validation")
+    return Tried(
+        settings.learning_rate, settings.schedule, steps, quality.loss, quality.metric, time.perf_counter() - began
+    )

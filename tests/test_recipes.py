@@ -1,0 +1,78 @@
+"""How finalists are fine-tuned: as prescribed, for long, or as short tests on the validation split say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlprune_edge import recipes
+from rlprune_edge import request as requests
+from rlprune_edge.compress import prepared
+from rlprune_edge.progress import Silent
+from rlprune_edge.run_folder import RunFolder
+
+EXAMPLES = Path(__file__).parent / "examples"
+BARS = {"task": "own_task:Bars", "target_speedup": 1.3}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def settings_of(words: dict[str, Any], folder: Path, cache: Path) -> tuple[Any, list[str], dict[str, Any] | None]:
+    """The settings a run fine-tunes with, its notes, and what was kept of the tests."""
+    request = requests.make(BARS | words)
+    opened = RunFolder.reopen(folder)[0] if folder.exists() else RunFolder.create(folder, request)
+    with prepared(request, opened, Silent(), cache_dir=cache) as (run, _):
+        group = run.space.groups[0].name
+        module = run.make_candidate(run.space.plan({group: 6}), {}).module
+        before = [p.clone() for p in module.parameters()]
+        recipes.choose(run, module)
+        assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)), "copies are tried"
+        found = recipes.fine_tuning(run), list(run.notes), opened.read_json(recipes.CHOSEN)
+    opened.close()
+    return found
+
+
+def test_the_prescribed_recipe_is_the_tasks_and_the_users_words_win(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    settings, _, kept = settings_of({}, tmp_path / "a", cache)
+    assert (settings.learning_rate, settings.epochs, settings.batch_size, settings.schedule) == (1e-4, 2, 32, "cosine")
+    assert kept is None
+    settings, _, _ = settings_of({"learning_rate": 3e-3, "epochs": 1, "batch_size": 8}, tmp_path / "b", cache)
+    assert (settings.learning_rate, settings.epochs, settings.batch_size) == (3e-3, 1, 8)
+    settings, _, _ = settings_of({"recipe": "long"}, tmp_path / "c", cache)
+    assert settings.epochs == 20
+
+
+def test_auto_takes_what_did_best_on_validation_and_a_resumed_run_keeps_it(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(recipes, "LEAST_STEPS", 4)
+    words = {"recipe": "auto", "recipe_minutes": 0.5}
+    settings, notes, kept = settings_of(words, tmp_path / "auto", cache)
+    assert kept is not None
+    tried = kept["tried"]
+    assert [t["learning_rate"] for t in tried[:4]] == pytest.approx([1e-4 * f for f in recipes.RATES])
+    assert {t["schedule"] for t in tried} == set(recipes.SCHEDULES)
+    alike = [t for t in tried if t["steps"] == tried[-1]["steps"]]
+    best = min(alike, key=lambda t: t["loss"])
+    assert (settings.learning_rate, settings.schedule) == (best["learning_rate"], best["schedule"])
+    assert settings.learning_rate > 1e-4, "1e-4 moves little in so few steps"
+    assert "was the best of 6 settings" in " ".join(notes)
+    monkeypatch.setattr(recipes, "_tried", None)  # nothing is tried again
+    again, notes, _ = settings_of(words, tmp_path / "auto", cache)
+    assert again == settings
+    assert "was the best of 6 settings" in " ".join(notes)
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(Exception, match="--recipe fast is not known: choose prescribed, long, auto"):
+        requests.make({"recipe": "fast"})
