@@ -1,9 +1,9 @@
 """PPO that imagines: rounds of practice on surrogates, then the most promising plans are evaluated for real.
 
-The order of `rl-design`: knapsack plans start the archive and are shown to the policy; each round fits the surrogates
-to all real trials, lets PPO practise on them, and evaluates the best of what it came to, of the neighbours of the best
-plans, and a few random ones, in case the surrogates are wrong together. The result cannot be worse than the knapsack's
-plan, which is the first to be evaluated.
+Knapsack plans are evaluated first and shown to the policy. Each round fits the surrogates to all real trials, lets PPO
+practise on them, and evaluates the best of what it came to, of the neighbours of the best plans, and a few random ones,
+in case the surrogates are wrong together. The result cannot be worse than the knapsack's plan, which is the first to be
+evaluated.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from sb3_contrib import MaskablePPO
 
+from rlprune_edge.errors import UserError
 from rlprune_edge.records import Plan
 from rlprune_edge.search.env import PruningEnv
 from rlprune_edge.search.gaussian import PlanModel
@@ -97,7 +98,13 @@ def introduce(
     """What the agent is told before its first episode: another search's policy, and the knapsack's plans."""
     rng = np.random.default_rng(seed)
     if warm_start is not None and warm_start.policy is not None:
-        agent.set_parameters(str(warm_start.policy), exact_match=True, device="cpu")
+        try:
+            agent.set_parameters(str(warm_start.policy), exact_match=True, device="cpu")
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise UserError(
+                f"{warm_start.policy} is the policy of another search: with or without --prior, or of another size.\n"
+                "Ask for the same as that run did, or leave --warm-start out."
+            ) from error
     if env.prior is None or not env.limits.hard or not parts.demonstrations:
         return None
     shown = Demonstrator(env, env.prior, rng)

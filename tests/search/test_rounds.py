@@ -112,3 +112,5 @@ def test_the_policy_is_saved_and_a_warm_start_uses_it_and_what_was_found(tmp_pat
     ended = MaskablePPO.load(tmp_path / "b.zip", device="cpu").policy.state_dict()
     assert begun.keys() == ended.keys()
     assert any(not torch.equal(begun[name], ended[name]) for name in begun), "it has learned on"
+    with pytest.raises(UserError, match="policy of another search"):
+        search("ppo", planted.env(other, 12), seed=0, budget=12, warm_start=WarmStart(file))
