@@ -36,6 +36,8 @@ CHEAPER = shlex.split("--budget 3 --epochs 1 --finalists 1 --final-mode reward -
 # An epoch over 45,000 images takes half an hour on one core, and probing every single cut minutes.
 # A network of 13 microseconds is mostly overhead, which the latency model has to learn first: 3 candidates do not do.
 FEWER = shlex.split("--budget 4 --seeds 1 --agents knapsack,random --target-speedup 1.2 --search-examples 100")
+TINY = shlex.split("--task own_task:Bars")
+"""where what is shown does not depend on the network"""
 OTHERWISE = {
     "cifar10": shlex.split("--calibration-examples 64 --search-examples 100 --epochs 0 --no-prior"),
     "own_task:Bars": shlex.split("--budget 10"),
@@ -62,16 +64,19 @@ JOBS = [job for job in JOBS if job]
 COMPRESSIONS = [job for job in JOBS if job[0].startswith("rlprune-edge compress")]
 
 
-def run(command: str, cwd: Path, cache: Path) -> str:
+def run(command: str, cwd: Path, cache: Path, *, tiny: bool = False) -> str:
     """What a command of the documentation prints; it must exit with 0."""
     words = shlex.split(command)
     if words[0] == "rlprune-edge":
         words[:1] = [sys.executable, "-m", "rlprune_edge"]
         if words[3] == "compare" and "--render" not in words:
             words += FEWER
+        if tiny and "--render" not in words:
+            words += TINY
         if words[3] == "compress":
             task = words[words.index("--task") + 1] if "--task" in words else "digits"
-            words += [*CHEAPER, *OTHERWISE.get(task, []), *(LENIENT if "--max-drop" in words else [])]
+            words += [*CHEAPER, *OTHERWISE.get(TINY[1] if tiny else task, [])]
+            words += LENIENT if "--max-drop" in words else []
     else:
         assert words[0] == "python", f"no test knows how to run: {command}"
         words[0] = sys.executable
@@ -183,7 +188,8 @@ def test_the_commands_of_the_page_on_modalities_run_in_their_order(number: int, 
 
 
 def test_the_commands_of_the_page_on_the_search_run_in_their_order(cache: Path, tmp_path: Path) -> None:
-    said = [run(command, tmp_path, cache) for job in blocks(SEARCH) for command in job]
+    shutil.copy(ROOT / "tests" / "examples" / "own_task.py", tmp_path)
+    said = [run(command, tmp_path, cache, tiny=True) for job in blocks(SEARCH) for command in job]
     assert "its policy and" in said[1]
     assert all("knapsack" in text for text in said[2:])
     assert (tmp_path / "runs" / "field" / "compare.html").is_file()
