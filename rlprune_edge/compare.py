@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def _search(run: Run, tables: tuple[WidthTimes, ...], name: str, seed: int, sens
         tables=tables,
         sensitivity=known,
         masks=entrant.parts.masks,
+        evaluate_all=account.evaluate_all,
     )
     began = time.perf_counter()
     end = agents.search(entrant.agent, env, seed=seed, budget=account.left, parts=entrant.parts)
@@ -110,27 +111,53 @@ class _Account:
         self.seconds = 0.0
         """spent in evaluations"""
         self._device_seconds = 0.0
-        self._seen: set[str] = set()
+        self._seen = {run.baseline_trial.plan.key}
+        """the uncut model is free"""
 
     def evaluate(self, plan: Plan) -> Trial:
         """Like `Run.evaluate`, on this account. Raises BudgetSpent."""
-        run, request = self._run, self._run.request
-        if plan.key not in self._seen and plan.key != run.baseline_trial.plan.key:
-            if len(self.steps) >= self.left:
-                raise BudgetSpent(f"{request.budget} candidates evaluated")
-            if request.device_seconds and self._device_seconds >= request.device_seconds:
-                raise BudgetSpent(f"{request.device_seconds:g} device seconds used")
-        began = time.perf_counter()
-        try:
-            trial = run.evaluated(plan)
-        finally:
-            self.seconds += time.perf_counter() - began
-        if plan.key not in self._seen and trial is not run.baseline_trial:
-            self._seen.add(plan.key)
-            self._enter(trial)
-        return trial
+        return next(self.evaluate_all([plan]))
+
+    def evaluate_all(self, plans: Iterable[Plan]) -> Iterator[Trial]:
+        """Like `Run.evaluate_all`, on this account. Raises BudgetSpent."""
+        under_way: set[str] = set()
+        spent: list[str] = []
+
+        def affordable() -> Iterator[Plan]:
+            for plan in plans:
+                if plan.key not in self._seen and plan.key not in under_way:
+                    if said := self._spent(len(under_way)):
+                        spent.append(said)
+                        return
+                    under_way.add(plan.key)
+                yield plan
+
+        coming = self._run.evaluate_all(affordable(), spent=lambda _: None)
+        while True:
+            began = time.perf_counter()
+            try:
+                trial = next(coming, None)
+            finally:
+                self.seconds += time.perf_counter() - began
+            if trial is None:
+                break
+            under_way.discard(trial.plan.key)
+            if trial.plan.key not in self._seen:
+                self._enter(trial)
+            yield trial
+        if spent:
+            raise BudgetSpent(spent[0])
+
+    def _spent(self, under_way: int) -> str | None:
+        request = self._run.request
+        if len(self.steps) + under_way >= self.left:
+            return f"{request.budget} candidates evaluated"
+        if request.device_seconds and self._device_seconds >= request.device_seconds:
+            return f"{request.device_seconds:g} device seconds used"
+        return None
 
     def _enter(self, trial: Trial) -> None:
+        self._seen.add(trial.plan.key)
         measured = trial.measurement
         self._device_seconds += measured.device_seconds if measured else 0.0
         self.steps.append(

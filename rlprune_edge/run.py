@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,10 +138,13 @@ class Run:
 
         Raises BudgetSpent instead of starting a candidate beyond the budget.
         """
+        return self._within(plan, self._spent)
+
+    def _within(self, plan: Plan, spent: Callable[[int], str | None]) -> Trial:
         if known := self.journal.find(plan.key):
             return known
-        if spent := self._spent():
-            raise BudgetSpent(spent)
+        if said := spent(0):
+            raise BudgetSpent(said)
         return self.evaluated(plan)
 
     def evaluated(self, plan: Plan) -> Trial:
@@ -153,14 +156,18 @@ class Run:
             return known
         return self._record(self._timed(self._prepared(plan)))
 
-    def evaluate_all(self, plans: Iterable[Plan]) -> Iterator[Trial]:
+    def evaluate_all(
+        self, plans: Iterable[Plan], *, spent: Callable[[int], str | None] | None = None
+    ) -> Iterator[Trial]:
         """`evaluate`, one after the other, each candidate made while the board times the one before.
 
         The trials come in the order of the plans. On this machine nothing is made meanwhile: it would be seen in the
-        figures. What a board says after an error here is not waited for.
+        figures. What a board says after an error here is not waited for. `spent` says what is used up, other than this
+        run's budget, when so many candidates are still being timed.
         """
+        spent = spent or self._spent
         if self.device.profile.source == "local":
-            yield from map(self.evaluate, plans)
+            yield from (self._within(plan, spent) for plan in plans)
             return
         pool = ThreadPoolExecutor(1, thread_name_prefix="measure")
         waiting: Future[_Prepared] | None = None
@@ -168,7 +175,7 @@ class Run:
         try:
             for plan in plans:
                 new = plan.key != timing and self.journal.find(plan.key) is None
-                if new and not self._spent(1 if waiting else 0):
+                if new and not spent(1 if waiting else 0):
                     prepared = self._prepared(plan)
                     if waiting:
                         yield self._record(waiting.result())
@@ -177,7 +184,7 @@ class Run:
                 if waiting:
                     yield self._record(waiting.result())
                     waiting = None
-                yield self.evaluate(plan)
+                yield self._within(plan, spent)
             if waiting:
                 yield self._record(waiting.result())
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -20,12 +19,8 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the commands of all pages: what is trained once is not trained again.
-
-    In the gate it is the same for all of its processes (tools/check).
-    """
-    shared = os.environ.get("RLPRUNE_TEST_CACHE")
-    return Path(shared) if shared else tmp_path_factory.mktemp("cache")
+    """One cache for the commands of all pages: what is trained once is not trained again."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture

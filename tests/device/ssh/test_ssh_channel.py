@@ -56,6 +56,7 @@ while True:
 @pytest.fixture
 def home(board: LoopbackBoard) -> Iterator[Path]:
     peer = board.home / "peer"
+    peer.unlink(missing_ok=True)  # one of the last test may still be running: its file cannot be written to
     peer.write_text(_PEER)
     peer.chmod(0o755)
     yield board.home
