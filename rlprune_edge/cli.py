@@ -146,6 +146,10 @@ def compress(
         int | None, typer.Option(help="Inputs that a cut network is healed with. [default: 256; transformers: 32]")
     ] = None,
     search_examples: Annotated[int | None, typer.Option(help="Inputs a candidate is scored on. [default: all]")] = None,
+    search_mode: Annotated[
+        str | None,
+        typer.Option(help="How candidates are timed: brief (half a second), reward or verify. [default: reward]"),
+    ] = None,
     finalists: Annotated[int | None, typer.Option(help="Candidates that are fine-tuned. [default: 2]")] = None,
     recipe: Annotated[
         str | None,

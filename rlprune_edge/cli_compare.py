@@ -48,6 +48,10 @@ def compare(
     calibration_examples: Annotated[
         int | None, typer.Option(help="Inputs that a cut network is healed with. [default: 256; transformers: 32]")
     ] = None,
+    search_mode: Annotated[
+        str | None,
+        typer.Option(help="How candidates are timed: brief (half a second), reward or verify. [default: brief]"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for it. [default: runs/compare-TASK-TIME]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the comparison in this folder.")] = None,
     render: Annotated[Path | None, typer.Option(help="Write this folder's pages again, without running.")] = None,
@@ -90,8 +94,10 @@ def compare(
         field = Field(*_field(folder))
     else:
         request = requests.make(asked, config)
-        if not request.target.hard:
-            request = requests.make(asked | {"target_speedup": USUAL_SPEEDUP}, config)
+        usual = {} if request.target.hard else {"target_speedup": USUAL_SPEEDUP}
+        if "search_mode" not in request.model_fields_set:
+            usual["search_mode"] = "brief"
+        request = requests.make(asked | usual, config)
         field = Field(tuple(agents.split(",")), tuple(range(seeds)))
         default = Path("runs") / f"compare-{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = RunFolder.create(out or default, request, command="compare")

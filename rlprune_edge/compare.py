@@ -182,6 +182,7 @@ def _words(run: Run, field: Field, command: str) -> dict[str, Any]:
         "model": run.loaded.description,
         "device": request.device,
         "source": measured.source if measured else None,
+        "mode": request.search_mode,
         "target": target_words(asdict(request.target)),
         "budget": request.budget,
         "device_seconds": request.device_seconds,

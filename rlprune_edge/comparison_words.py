@@ -104,6 +104,7 @@ def how_to_read(comparison: Figures) -> list[str]:
     value = request.get("value", "the reward")
     best = "" if comparison["goal"] is None else f" ({comparison['goal']:.3f})"
     where = place({"source": "board", **request})
+    mode = f" (mode {request['mode']})" if request.get("mode") else ""
     lines = [
         f"After N: interquartile mean over seeds of the best {value} among the first N candidates that meets "
         f"{request['target']}, with its 95 % bootstrap interval. Probes count as candidates. A seed that has found "
@@ -116,7 +117,7 @@ def how_to_read(comparison: Figures) -> list[str]:
         "Few seeds make such intervals too narrow: of normal numbers, 95 % intervals hold the true mean in 90 % of the "
         "draws with 5 seeds and in 74 % with 3. The leader is chosen from the same figures, which favours it, and each "
         "verdict stands alone: with 5 seeds about one of ten true ties is called a difference.",
-        f"The seeds vary the search alone: one trained model, latencies on {where}, before fine-tuning.",
+        f"The seeds vary the search alone: one trained model, latencies on {where}{mode}, before fine-tuning.",
     ]
     return [*lines, *request.get("notes", ())]
 

@@ -89,6 +89,8 @@ class Request(BaseModel):
     """`taylor`, `fisher` or `magnitude`; `None`: fisher for transformers, else taylor"""
     calibration_examples: int = Field(256, ge=1)
     search_examples: int | None = Field(None, ge=1)
+    search_mode: str = "reward"
+    """how thoroughly candidates are timed"""
 
     finalists: int = Field(2, ge=1)
     recipe: str = "prescribed"
@@ -131,6 +133,7 @@ class Request(BaseModel):
             ("--agent", self.agent, AGENTS),
             ("--importance", self.importance, (None, "taylor", "fisher", "magnitude")),
             ("--recipe", self.recipe, ("prescribed", "long", "auto")),
+            ("--search-mode", self.search_mode, ("brief", "reward", "verify")),
             ("--final-mode", self.final_mode, ("reward", "verify", "report")),
         ):
             if word not in known:

@@ -220,7 +220,7 @@ class Run:
         artifact, outputs = made.file
         try:
             with timed(made.seconds, "measure"):
-                mode = self._baseline_mode if made.uncut else "reward"
+                mode = self._baseline_mode if made.uncut else self.request.search_mode
                 made.measurement = self.measure(artifact, outputs, mode, alone=made.uncut, searching=True)
         except CandidateError as error:
             made.failed(error)
@@ -340,7 +340,7 @@ class Run:
         is what it was. Where candidates are judged by ratios to it alone, a first look will do.
         """
         absolute = self.request.target.latency_ms is not None or self.device.profile.source != "local"
-        return "verify" if absolute else "reward"
+        return "verify" if absolute else self.request.search_mode
 
     def _reference(self) -> tuple[Path, str]:
         """The uncut model's file in this folder, and its hash; written again if somebody tidied it away."""

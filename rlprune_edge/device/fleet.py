@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from rlprune_edge.device.meter import SEARCH_MODES
 from rlprune_edge.device.profiles import Profile
 from rlprune_edge.device.station import Station
 from rlprune_edge.errors import DeviceError, UserError
@@ -131,7 +132,7 @@ class Fleet:
                 **words,
             )
         )
-        if reference is None and mode != "reward":
+        if reference is None and mode not in SEARCH_MODES:
             self._alone_ms = {m.device: m.latency_ms.value for m in found}
         slower = max(found, key=lambda m: 1 / m.speedup.value if m.speedup else m.latency_ms.value)
         memory = [m.memory_mb for m in found if m.memory_mb is not None]

@@ -90,6 +90,32 @@ _HOST_ONLY = frozenset(
 
 
 MODES: dict[str, ModeSettings] = {
+    # For comparisons of searchers, who all see the same figure of a network: thousands of networks, a noise of a few
+    # per cent. 4 pairs: their smallest and largest ratio are an 88 % interval.
+    "brief": ModeSettings(
+        processes=1,
+        warmup_runs=5,
+        warmup_seconds=0.1,
+        window_runs=5,
+        window_ms=25,
+        warmup_cap_runs=50,
+        warmup_cap_seconds=5,
+        pairs=(4, 8),
+        block_ms=20,
+        min_runs=12,
+        slow_run_ms=1000,
+        min_runs_slow=4,
+        reference_runs=3,
+        sample_ms=2,
+        target_half_width=0.05,
+        cap_seconds=30,
+        gate_retries=2,
+        gate_wait_seconds=180,
+        gate_load_wait_seconds=90,
+        local_wait_seconds=0.2,
+        heat_refuses=False,
+        energy=False,
+    ),
     # 8 pairs (not 4 longer ones): a sign-test interval needs 6, and with 8 the smallest and largest ratio are a 99 %
     # interval. Blocks of 60 ms instead of 100 ms and windows of 125 ms pay for it: import 0.2 s, warm-up 0.5 s and
     # 16 x 60 ms keep a candidate of a millisecond below 2.5 s, and a search takes hundreds of them.
@@ -168,6 +194,10 @@ MODES: dict[str, ModeSettings] = {
         energy=True,
     ),
 }
+
+
+SEARCH_MODES = ("brief", "reward")
+"""for the many candidates of a search: kept in the cache, not insisted on"""
 
 
 def mode_settings(mode: str) -> ModeSettings:

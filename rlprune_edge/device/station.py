@@ -19,7 +19,7 @@ from rlprune_edge.device.contact import ATTEMPTS, ATTEMPTS_REWARD, Contact
 from rlprune_edge.device.health import FAILURES_MAX, Health
 from rlprune_edge.device.key import device_key
 from rlprune_edge.device.link import Link, LinkBroken
-from rlprune_edge.device.meter import MODES, gates_for, mode_settings
+from rlprune_edge.device.meter import MODES, SEARCH_MODES, gates_for, mode_settings
 from rlprune_edge.device.payload import Files, add_arrays, read
 from rlprune_edge.device.profiles import PROVIDERS, Profile, ceiling_of
 from rlprune_edge.device.result import measurement_of, process_of, refuse_impossible, refuse_unfit, times_of
@@ -130,7 +130,7 @@ class Station(Contact):
         """Time one model, in turns with the reference (its path and its file's sha256).
 
         `expected` are the host's outputs for `inputs`; one that differs anywhere by more than `tolerance` (of all, or
-        by name) is a failure, for a fast wrong model must not win. `use_cache` (default: in mode `reward` only) takes
+        by name) is a failure, for a fast wrong model must not win. `use_cache` (default: in modes of a search only) takes
         an earlier figure of the same graph, whose weights may have been others. With a `skeleton` that graph travels in
         place of the model, and outputs need only be sane; the model follows where made-up weights will not do. `work`
         allows the check that a figure can be true at all; `reference_ms` (what the reference took when it was measured
@@ -161,7 +161,7 @@ class Station(Contact):
             )
 
         key = key_of(mode)
-        use_cache = mode == "reward" if use_cache is None else use_cache
+        use_cache = mode in SEARCH_MODES if use_cache is None else use_cache
         if use_cache:
             self._cache.not_before = self.health.drifted_at
             for name in list(MODES)[list(MODES).index(mode) :]:  # a more thorough figure answers the question as well
@@ -253,7 +253,7 @@ class Station(Contact):
         timed = []
         for number in range(1, settings.processes + 1):
             self._on_process(number, settings.processes)
-            attempts = ATTEMPTS_REWARD if mode == "reward" else ATTEMPTS
+            attempts = ATTEMPTS_REWARD if mode in SEARCH_MODES else ATTEMPTS
             timed.append(self._timed(job, files, job["settings"]["cap_seconds"], fit, attempts=attempts))
         return timed
 
