@@ -150,7 +150,12 @@ def compress(
         str | None,
         typer.Option(help="How candidates are timed: brief (half a second), reward or verify. [default: reward]"),
     ] = None,
-    finalists: Annotated[int | None, typer.Option(help="Candidates that are fine-tuned. [default: 2]")] = None,
+    ladder: Annotated[
+        int | None, typer.Option(help="Rungs: cut and fine-tune so often on the way to the target. [default: 1]")
+    ] = None,
+    finalists: Annotated[
+        int | None, typer.Option(help="Candidates that are fine-tuned in short; the best then in full. [default: 3]")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(

@@ -94,7 +94,7 @@ def compare(
         field = Field(*_field(folder))
     else:
         request = requests.make(asked, config)
-        usual = {} if request.target.hard else {"target_speedup": USUAL_SPEEDUP}
+        usual: dict[str, Any] = {} if request.target.hard else {"target_speedup": USUAL_SPEEDUP}
         if "search_mode" not in request.model_fields_set:
             usual["search_mode"] = "brief"
         request = requests.make(asked | usual, config)

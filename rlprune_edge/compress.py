@@ -14,18 +14,16 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from rlprune_edge import deliver, probing
+from rlprune_edge import deliver, ladder, layout, parents, probing, rungs
 from rlprune_edge.device.boards import load_devices
 from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.station import Station
-from rlprune_edge.encoders import view
 from rlprune_edge.errors import UserError
-from rlprune_edge.inputs import Input, few, named
+from rlprune_edge.inputs import few
 from rlprune_edge.journal import Journal
 from rlprune_edge.latency_profile import load_profile, read_profile
 from rlprune_edge.progress import Watcher
-from rlprune_edge.prune import importance, recover, refit, space, structure
-from rlprune_edge.prune.graph import CoupledGroup
+from rlprune_edge.prune import space, structure
 from rlprune_edge.records import PruningSpace, Trial, WidthTimes
 from rlprune_edge.request import Request
 from rlprune_edge.run import Run, SearchTime
@@ -45,15 +43,6 @@ ENDS = {
     "exhausted": "there is nothing left to try",
 }
 PROBE_INPUTS = 2
-IMPORTANCE_INPUTS = 512
-IMPORTANCE_BATCH = 32
-# A transformer's examples are long and its units few: fewer examples, as many as so much work makes.
-ENCODER_RANKED = {"macs": 350_000_000_000, "least": 16, "most": IMPORTANCE_INPUTS}
-# What the gradients of one batch keep grows with its work: half a minute of audio takes more than 1 GB.
-ENCODER_BATCH = {"macs": 100_000_000_000, "least": 1, "most": 8}
-ENCODER_REFIT = {"macs": 150_000_000_000, "least": 8, "most": 32}
-LENGTHS = 16
-"""training examples whose mean length says what one of them costs"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ def compress(request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir
     no cost, and the first unknown plan is where the search goes on.
     """
     with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
-        _search(run, tables)
+        ladder.climb(run, lambda: _search(run, tables))
         return Outcome(*deliver.deliver(run))
 
 
@@ -147,29 +136,14 @@ def _open(
     groups, left_alone = structure.find_groups(model, example)
     described = space.build(model, example, groups)
     compute = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(compute)
-    seen = view(model)
-    one = 0 if seen is None else _macs_of_one(described, example, task, request.seed)
-    criterion = request.importance or ("taylor" if seen is None else "fisher")
-    ranked_on = IMPORTANCE_INPUTS if seen is None else _as_many(one, **ENCODER_RANKED)
-    batch = IMPORTANCE_BATCH if seen is None else _as_many(one, **ENCODER_BATCH)
-    ranking = importance.rank(
-        model,
-        groups,
-        criterion=criterion,
-        batches=task.batches("train", batch, augment=True, seed=request.seed, limit=ranked_on),
-        loss=task.loss,
-    )
+    layout.fast(model.to(compute))
+    parent = parents.make(request, task, model, groups, macs=described.macs(described.uncut()), example=example)
     watcher.note(
         f"{len(described.groups)} groups of {_units(described)}, {len(described.blocks)} removable blocks, "
         f"{described.parameters:,} parameters"
     )
     for reason in left_alone:
         watcher.note(f"left alone: {reason}")
-    refit_on = request.calibration_examples
-    if seen is not None:
-        refit_on = min(refit_on, _as_many(one, **ENCODER_REFIT))
-    calibration, targets = _calibration(request, task, model, groups, refit_on)
     return Run(
         request=request,
         folder=folder,
@@ -178,14 +152,11 @@ def _open(
         loaded=loaded,
         device=device,
         journal=Journal(folder.trials),
-        groups=groups,
+        parent=parent,
+        rung=rungs.whole(request),
         space=described,
-        ranking=ranking,
-        calibration=calibration,
-        targets=targets,
         example=example,
-        probe_input=few(example, calibration[0], PROBE_INPUTS),
-        criterion=criterion,
+        probe_input=few(example, parent.calibration[0], PROBE_INPUTS),
         benchmark=benchmark,
         compute=compute,
         notes=[*task.notes, *loaded.notes],
@@ -196,34 +167,15 @@ def _units(described: PruningSpace) -> str:
     return " or ".join(dict.fromkeys(f"{group.unit}s" for group in described.groups)) or "channels"
 
 
-def _macs_of_one(described: PruningSpace, example: Input, task: Task, seed: int) -> int:
-    """Multiply-accumulates of a training example, which may be many times as long as the one that is timed."""
-    lengths = [x for x, _ in task.batches("train", 1, seed=seed, limit=LENGTHS)]
-    mean = sum(_size(x) for x in lengths) / len(lengths)
-    return round(described.macs(described.uncut()) * mean / _size(example))
+def _warm_start(run: Run) -> WarmStart | None:
+    """What the search begins with: on a later rung of a ladder the policy and the scores of the one before."""
+    if run.rung.number > 0:
+        policy = run.folder.path / POLICY
+        return WarmStart(policy if policy.is_file() else None, ladder.known(run))
+    return _from_former(run) if run.request.warm_start else None
 
 
-def _size(x: Input) -> int:
-    return next(iter(named(x).values())).numel()
-
-
-def _as_many(one: int, *, macs: int, least: int, most: int) -> int:
-    """How many examples of `one` multiply-accumulates each make up `macs`."""
-    return max(least, min(most, macs // max(1, one)))
-
-
-def _calibration(
-    request: Request, task: Task, model: torch.nn.Module, groups: tuple[CoupledGroup, ...], refit_on: int
-) -> tuple[list[Input], refit.Targets | None]:
-    """The data that cut networks are healed with, in batches; without BatchNorm, what the uncut layers make of it."""
-    if recover.has_batchnorm(model):
-        batches = task.batches("train", 128, seed=request.seed, limit=request.calibration_examples)
-        return [x for x, _ in batches], None
-    x, _ = next(iter(task.batches("train", refit_on, seed=request.seed, limit=refit_on)))
-    return [x], refit.collect(model, groups, x, seed=request.seed)
-
-
-def _warm_start(run: Run) -> WarmStart:
+def _from_former(run: Run) -> WarmStart:
     """The former run's policy, if it was made for the same groups and blocks, and what it found of the same network."""
     former = Path(str(run.request.warm_start))
     trials = _former_trials(former)
@@ -234,13 +186,13 @@ def _warm_start(run: Run) -> WarmStart:
             "Start from a run of the same model, or leave --warm-start out."
         )
     same = _scores_alike(trials[0], run.baseline_trial)
-    known = trials[1:] if same else ()
+    known = [t for t in trials[1:] if t.rung == 0] if same else []
     run.watcher.note(
         f"starting from {former}: its policy and {len(known)} scored plans"
         + ("" if same else " (its network scores otherwise, so its scores do not count)")
     )
     policy = former / POLICY
-    return WarmStart(policy if policy.is_file() else None, known_from(known, run.reward_of, run.request.target))
+    return WarmStart(policy if policy.is_file() else None, known_from(known, run.reward_of, run.rung.target))
 
 
 def _former_trials(former: Path) -> tuple[Trial, ...]:
@@ -259,17 +211,19 @@ def _scores_alike(first: Trial, second: Trial) -> bool:
 
 
 def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
-    request, baseline = run.request, run.baseline
+    """One rung's search, its trials in the journal; what earlier rungs have learned of the board goes on with it."""
+    request, rung, baseline = run.request, run.rung, run.baseline
     offered = sum(len(g.levels) - 1 for g in run.space.groups)
     run.watcher.note(f"{offered} steps that pay over {len(run.space.groups)} groups")
-    informed = agents.informed(request.agent, prior=request.prior, target=request.target)
+    informed = agents.informed(request.agent, prior=request.prior, target=rung.target)
     sensitivity = probing.probe_sensitivity(run) if informed else None
-    run.watcher.stage(f"search: {request.agent}, {request.budget} candidates")
+    left = rung.budget - run.candidates_spent_before
+    run.watcher.stage(f"search: {request.agent}, {left} candidates")
     env = PruningEnv(
         run.space,
         run.evaluate,
         baseline=baseline,
-        target=request.target,
+        target=rung.target,
         tables=tables,
         sensitivity=sensitivity,
         masks=request.masks,
@@ -278,18 +232,21 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
     if request.profile is not None:
         for plan, speedup in load_profile(Path(request.profile), run.space).plans:
             env.model.observe(plan, baseline.latency_ms / speedup)
+    for trial in run.trials_before:
+        if trial.measurement is not None:
+            env.model.observe(trial.plan, env.judged_ms(trial), trial.measurement.memory_mb)
     parts = Parts(request.demonstrations, request.surrogate, request.neighbours, request.masks)
     began, device_before, known = time.perf_counter(), run.device.device_seconds, len(run.journal.trials)
     end = agents.search(
         request.agent,
         env,
         seed=request.seed,
-        budget=request.budget,
+        budget=left,
         parts=parts,
         policy=run.folder.path / POLICY,
-        warm_start=_warm_start(run) if request.warm_start else None,
+        warm_start=_warm_start(run),
     )
-    run.searched = SearchTime(
+    run.searched += SearchTime(
         seconds=time.perf_counter() - began,
         device_seconds=run.device.device_seconds - device_before,
         candidates=len(run.journal.trials) - known,

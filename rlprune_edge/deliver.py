@@ -21,6 +21,7 @@ from rlprune_edge.prune import space
 from rlprune_edge.recipes import fine_tuning
 from rlprune_edge.records import OnnxArtifact, Quality, Target, Trial
 from rlprune_edge.report import build_report, write_report
+from rlprune_edge.report_words import target_words
 from rlprune_edge.run import Run, arrays
 from rlprune_edge.tasks.task import BENCHMARK
 
@@ -223,7 +224,7 @@ def _report(
             "host_probes": run.probes,
             "device_seconds": run.device_seconds_spent,
             "wall_seconds": time.perf_counter() - run.started,
-            **(run.searched.figures if run.searched else {}),
+            **run.searched.figures,
         },
         search={
             "agent": request.agent,
@@ -231,7 +232,7 @@ def _report(
             "command": request.command(),
             "step": request.step,
             "prior": request.prior,
-            "importance": run.criterion,
+            "importance": run.parent.criterion,
             "threads": measurement.threads if measurement else None,
             "mode": measurement.mode if measurement else None,
             "flags": list(measurement.flags) if measurement else [],
@@ -242,6 +243,7 @@ def _report(
         nearest=_nearest(run) if compressed is None else (),
         notes=tuple(run.notes),
         fine_tuning=histories,
+        ladder=_ladder(run, compressed),
         bundle=str(run.folder.bundle) if compressed else None,
         other_metrics=run.task.other_metrics,
         measured_input=run.task.measured,
@@ -252,9 +254,21 @@ def _report(
     return status, report
 
 
+def _ladder(run: Run, compressed: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What each rung came to, the last one as it is handed over; nothing where there was but one."""
+    if run.rung.of == 1:
+        return []
+    words = target_words(asdict(run.rung.target))
+    last = {"rung": run.rung.number + 1, "target": words, "candidates": len(run.trials)}
+    if compressed is not None:
+        taken = ("plan_key", "speedup", "speedup_ci", "latency_ms", "memory_mb", "validation_metric")
+        last |= {key: compressed[key] for key in taken}
+    return [*run.climbed, last]
+
+
 def _nearest(run: Run, count: int = 3) -> tuple[Trial, ...]:
     """For a target that was not met: the candidates that came closest to it, the closest first."""
-    tried = [t for t in run.journal.trials[1:] if t.measurement is not None]
+    tried = [t for t in run.trials if t.measurement is not None]
     return tuple(sorted(tried, key=lambda t: -t.score.reward)[:count])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from statistics import mean
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from rlprune_edge.prune import recover
 from rlprune_edge.records import OnnxArtifact, Quality, Target, Trial
 from rlprune_edge.run import Run
 
+VERIFIED, SHORT = "verified.json", "short.json"
 ROUNDS = 3
 """of finalists"""
+SEEDS = 2
+"""of the short fine-tunings"""
 WEIGHTS_MATTER = 0.03
 """a candidate timed with made-up weights whose speed-up differs by more with its own is spoken of"""
 
@@ -35,11 +39,12 @@ class Winner:
 
 
 def choose(run: Run) -> tuple[Winner | None, list[dict[str, Any]]]:
-    """The best finalist, `None` where none passes; beside it the histories of all that were fine-tuned.
+    """The first finalist that passes, `None` where none does; beside it the histories of all that were fine-tuned.
 
-    The finalists are chosen by the search split, verified on the device before any training is spent on them and judged
-    after fine-tuning by the validation split. Where none of them passes, those come next that are faster by what the
-    first ones were slower than the search had seen them: of many noisy figures it picks the lucky ones.
+    The finalists are chosen by the search split and verified on the device before any training is spent on them. Short
+    fine-tunings put them in order, by the validation split; so they are fine-tuned in full, until one passes.
+    Where none does, those come next that are faster by what the first ones were slower than the search had seen them:
+    of many noisy figures it picks the lucky ones.
     """
     histories: list[dict[str, Any]] = []
     passed_over: set[str] = set()
@@ -58,25 +63,20 @@ def choose(run: Run) -> tuple[Winner | None, list[dict[str, Any]]]:
 
 
 def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -> tuple[Winner | None, list[float]]:
-    """Fine-tune the finalists; the best that passes, `None` if none does.
+    """Fine-tune the finalists one by one; the first that passes, `None` if none does.
 
     Beside it, for each that was measured: its final speed-up as a share of the one that the search had seen.
     """
-    tuned: list[tuple[Trial, torch.nn.Module, Quality]] = []
     ratios: list[float] = []
+    target = run.rung.target
     recipes.choose(run, run.make_candidate(finalists[0].plan, {}).module)
-    for place, trial in enumerate(finalists, start=1):
+    reference = run.task.score(run.loaded.module, "validation")
+    for place, trial in enumerate(_in_order(run, finalists), start=1):
         run.watcher.stage(f"fine-tuning finalist {place} of {len(finalists)}")
         module, quality, history = _fine_tuned(run, trial)
-        tuned.append((trial, module, quality))
         histories.append(history)
-    higher = 1 if run.task.metric.higher_is_better else -1
-    tuned.sort(key=lambda item: (-higher * item[2].metric, item[2].loss))
-    reference = run.task.score(run.loaded.module, "validation") if tuned else None
-    for trial, module, quality in tuned:
-        assert reference is not None
         drop = run.task.metric.drop(reference.metric, quality.metric)
-        if run.request.target.max_drop is not None and drop > run.request.target.max_drop:
+        if target.max_drop is not None and drop > target.max_drop:
             run.notes.append(
                 f"finalist {trial.plan.key} lost {drop:.2f} points on validation after fine-tuning, more than allowed"
             )
@@ -84,20 +84,45 @@ def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -
         run.watcher.stage("final measurement, in turns with the uncut model")
         try:
             artifact, outputs = run.export(module, run.folder.scratch("model.onnx"), {})
-            measurement = run.measure(artifact, outputs, run.request.final_mode)
+            measurement = run.measure(artifact, outputs, run.rung.final_mode)
         except CandidateError as error:
             run.notes.append(f"finalist {trial.plan.key} failed after fine-tuning: {error}")
             continue
         seen = trial.measurement.speedup if trial.measurement else None
         if seen and measurement.speedup:
             ratios.append(measurement.speedup.value / seen.value)
-        if not meets(measurement, run.request.target):
+        if not meets(measurement, target):
             run.notes.append(
                 f"finalist {trial.plan.key} was {reached(measurement)} in its final measurement and missed the target"
             )
             continue
         return Winner(trial, module, quality, reference, artifact, measurement), ratios
     return None, ratios
+
+
+def _in_order(run: Run, finalists: list[Trial]) -> list[Trial]:
+    """The finalists, the one first that short fine-tunings with several seeds leave with the least validation loss.
+
+    Their order before fine-tuning is a proxy's, and one fine-tuning's is luck as well: both are much cheaper to find
+    out in short than by training each in full. Kept in the run's folder, like what was verified.
+    """
+    settings = recipes.fine_tuning(run)
+    steps = recipes.short_steps(run, settings)
+    if len(finalists) < 2 or steps is None:
+        return finalists
+    kept = run.rung.named(SHORT)
+    known: dict[str, list[float]] = run.folder.read_json(kept) or {}
+    run.watcher.stage(f"{len(finalists)} finalists, fine-tuned in short: {steps} steps with {SEEDS} seeds each")
+    for place, trial in enumerate(finalists, start=1):
+        key = trial.plan.key
+        if key not in known:
+            module = run.make_candidate(trial.plan, {}).module
+            seeds = range(run.request.seed, run.request.seed + SEEDS)
+            known[key] = [recipes.short_test(run, module, settings, steps, seed=seed).loss for seed in seeds]
+            run.folder.write_json(kept, known)
+        losses = " and ".join(f"{loss:.3f}" for loss in known[key])
+        run.watcher.step(f"finalist {key}: validation loss {losses}", place, len(finalists))
+    return sorted(finalists, key=lambda t: mean(known[t.plan.key]))
 
 
 def meets(measurement: Measurement, target: Target, *, firmly: bool = False) -> bool:
@@ -123,19 +148,20 @@ def _verified(run: Run, passed_over: set[str], shrunk: float) -> list[Trial]:
     ranked = sorted(
         (
             t
-            for t in run.journal.trials[1:]
+            for t in run.trials
             if t.failure is None
             and t.score.feasible
             and t.plan.key not in passed_over
-            and _with_margin(t, run.request.target, shrunk)
+            and _with_margin(t, run.rung.target, shrunk)
         ),
         key=lambda t: -t.score.reward,
     )
-    known: dict[str, dict[str, Any]] = run.folder.read_json("verified.json") or {}
+    kept = run.rung.named(VERIFIED)
+    known: dict[str, dict[str, Any]] = run.folder.read_json(kept) or {}
     firm: list[Trial] = []
     borderline: list[Trial] = []
-    for trial in ranked[: 2 * run.request.finalists + 2]:
-        if len(firm) == run.request.finalists:
+    for trial in ranked[: 2 * run.rung.finalists + 2]:
+        if len(firm) == run.rung.finalists:
             break
         if trial.plan.key not in known:
             try:
@@ -147,11 +173,11 @@ def _verified(run: Run, passed_over: set[str], shrunk: float) -> list[Trial]:
                 continue
             run.watcher.note(f"finalist {trial.plan.key}: {reached(measurement)}")
             known[trial.plan.key] = {
-                "met": meets(measurement, run.request.target),
-                "firm": meets(measurement, run.request.target, firmly=True),
+                "met": meets(measurement, run.rung.target),
+                "firm": meets(measurement, run.rung.target, firmly=True),
                 "doubt": _weights_matter(trial, measurement),
             }
-            run.folder.write_json("verified.json", known)
+            run.folder.write_json(kept, known)
         if doubt := known[trial.plan.key].get("doubt"):
             run.watcher.note(doubt)
             run.notes.append(doubt)
@@ -159,7 +185,7 @@ def _verified(run: Run, passed_over: set[str], shrunk: float) -> list[Trial]:
             firm.append(trial)
         elif known[trial.plan.key]["met"]:
             borderline.append(trial)
-    return (firm + borderline)[: run.request.finalists]
+    return (firm + borderline)[: run.rung.finalists]
 
 
 def _with_margin(trial: Trial, target: Target, shrunk: float) -> bool:
@@ -202,7 +228,7 @@ def _fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[
         loss=run.task.loss,
         settings=settings,
         judge=lambda network: run.task.score(network, "validation").metric,
-        checkpoint=run.folder.scratch(f"{trial.plan.key}.pt"),
+        checkpoint=run.folder.scratch(run.rung.named(f"{trial.plan.key}.pt")),
         on_epoch=told,
     )
     quality = run.task.score(module, "validation")

@@ -28,7 +28,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._by_key: dict[str, Trial] = {}
+        self._by_key: dict[tuple[int, str], Trial] = {}
         self._trials: list[Trial] = []
         if path.exists():
             read_lines(path, self._read, format_=FORMAT, go_on="the run goes on from there with --resume")
@@ -37,9 +37,13 @@ class Journal:
     def trials(self) -> tuple[Trial, ...]:
         return tuple(self._trials)
 
-    def find(self, key: str) -> Trial | None:
-        """The trial of the plan with this key, if it was ever evaluated."""
-        return self._by_key.get(key)
+    def find(self, key: str, *, rung: int = 0) -> Trial | None:
+        """The trial of the plan with this key, if it was ever evaluated on this rung of a ladder.
+
+        The uncut model, trial 0, is the same on all of them.
+        """
+        first = self._trials[0] if self._trials else None
+        return first if first and first.plan.key == key else self._by_key.get((rung, key))
 
     def append(self, trial: Trial) -> Trial:
         """Write one trial through to the disk. Raises UserError where the disk is full."""
@@ -50,7 +54,7 @@ class Journal:
 
     def _add(self, trial: Trial) -> None:
         self._trials.append(trial)
-        self._by_key[trial.plan.key] = trial
+        self._by_key[trial.rung, trial.plan.key] = trial
 
     def _read(self, entry: Any) -> None:
         self._add(_TRIAL.validate_python(entry["trial"]))

@@ -9,7 +9,6 @@ from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import probes
 from rlprune_edge.inputs import Input
 from rlprune_edge.latency_profile import load_profile
-from rlprune_edge.prune import cut
 from rlprune_edge.records import WidthTimes
 from rlprune_edge.run import Run
 from rlprune_edge.search import reward, staircase
@@ -55,21 +54,22 @@ def probe_sensitivity(run: Run, *, most: int | None = None) -> sensitivities.Sen
 
     At most `most` cuts (see `sensitivity.probes`).
     """
-    known = run.folder.read_json(SENSITIVITY)
+    kept = run.rung.named(SENSITIVITY)
+    known = run.folder.read_json(kept)
     if known is None:
         cuts = sensitivities.probes(run.space, most=most)
         run.watcher.stage(f"sensitivity: {len(cuts)} single cuts, scored without the device")
         most = min(PROBE_EXAMPLES_MOST, run.request.search_examples or PROBE_EXAMPLES_MOST)
         count = min(most, max(PROBE_EXAMPLES_LEAST, PROBE_MACS // run.baseline.macs))
-        calibration = list(_first(run.calibration, count // 3))
+        calibration = list(_first(run.parent.calibration, count // 3))
         known = {"groups": {}, "blocks": {}, "examples": count}
-        # the uncut model with its statistics taken from the same inputs: what is compared is the cut alone
-        whole = cut.apply(run.loaded.module, run.groups, run.ranking, run.space.uncut())
-        run.heal(whole, calibration)
+        # the whole network with its statistics taken from the same inputs: what is compared is the cut alone
+        whole = run.parent.cut(run.space.start())
+        run.parent.heal(whole, calibration)
         uncut = run.task.score(whole.module, "search", limit=count).loss
         for number, (name, width, plan) in enumerate(cuts, start=1):
-            probe = cut.apply(run.loaded.module, run.groups, run.ranking, plan)
-            run.heal(probe, calibration)
+            probe = run.parent.cut(plan)
+            run.parent.heal(probe, calibration)
             loss = run.task.score(probe.module, "search", limit=count).loss
             cost = 1.0 - reward.loss_quality(loss, uncut_loss=uncut, chance_loss=run.task.chance_loss)
             if width is None:
@@ -78,8 +78,8 @@ def probe_sensitivity(run: Run, *, most: int | None = None) -> sensitivities.Sen
                 known["groups"].setdefault(name, {})[str(width)] = cost
             if number % 10 == 0 or number == len(cuts):
                 run.watcher.step("single cuts", number, len(cuts))
-        run.folder.write_json(SENSITIVITY, known)
-    run.probes = sum(len(widths) for widths in known["groups"].values()) + len(known["blocks"])
+        run.folder.write_json(kept, known)
+    run.probed[run.rung.number] = sum(len(widths) for widths in known["groups"].values()) + len(known["blocks"])
     groups = {name: {int(w): cost for w, cost in widths.items()} for name, widths in known["groups"].items()}
     return sensitivities.Sensitivity(groups, known["blocks"])
 

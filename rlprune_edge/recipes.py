@@ -25,8 +25,8 @@ LEAST_STEPS = 30
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One of the short tests of `auto`."""
+class ShortTest:
+    """A fine-tuning in small, to compare settings or networks by."""
 
     learning_rate: float
     schedule: str
@@ -92,9 +92,9 @@ def _chosen(run: Run, module: torch.nn.Module) -> dict[str, Any]:
     tests = len(RATES) + len(others)
     whole = -(-run.task.size("train") // usual.batch_size) * max(1, usual.epochs)
     steps = min(STEPS, whole)
-    tried: list[Tried] = []
+    tried: list[ShortTest] = []
 
-    def best() -> Tried:
+    def best() -> ShortTest:
         alike = [t for t in tried if t.steps == steps] or tried  # more steps would be an advantage
         return min(alike, key=lambda t: t.loss)
 
@@ -104,7 +104,7 @@ def _chosen(run: Run, module: torch.nn.Module) -> dict[str, Any]:
         else:
             schedule = others[number - len(RATES) - 1]
             settings = replace(usual, learning_rate=best().learning_rate, schedule=schedule)
-        found = _tried(run, module, settings, steps)
+        found = short_test(run, module, settings, steps, seed=run.request.seed)
         tried.append(found)
         said = f"learning rate {found.learning_rate:g}, {found.schedule}: validation loss {found.loss:.3f}"
         run.watcher.step(said, number, tests)
@@ -115,10 +115,17 @@ def _chosen(run: Run, module: torch.nn.Module) -> dict[str, Any]:
     return {"learning_rate": chosen.learning_rate, "schedule": chosen.schedule, "tried": [asdict(t) for t in tried]}
 
 
-def _tried(run: Run, module: torch.nn.Module, settings: recover.FineTuning, steps: int) -> Tried:
+def short_steps(run: Run, settings: recover.FineTuning) -> int | None:
+    """Steps of a short fine-tuning that compares networks; `None` where the whole one is hardly longer."""
+    whole = -(-run.task.size("train") // settings.batch_size) * settings.epochs
+    steps = min(STEPS, whole // 4)
+    return steps if steps >= LEAST_STEPS else None
+
+
+def short_test(run: Run, module: torch.nn.Module, settings: recover.FineTuning, steps: int, *, seed: int) -> ShortTest:
+    """Fine-tune a copy of a network for so many steps, as a whole training in small, and judge it on validation."""
     began = time.perf_counter()
     student = copy.deepcopy(module)
-    seed = run.request.seed
 
     def batches(_epoch: int) -> Iterator[Any]:
         return itertools.islice(run.task.batches("train", settings.batch_size, augment=True, seed=seed * 1000), steps)
@@ -132,6 +139,6 @@ def _tried(run: Run, module: torch.nn.Module, settings: recover.FineTuning, step
         settings=replace(settings, epochs=1),
     )
     quality = run.task.score(student, "validation")
-    return Tried(
+    return ShortTest(
         settings.learning_rate, settings.schedule, steps, quality.loss, quality.metric, time.perf_counter() - began
     )

@@ -33,7 +33,8 @@ class Group:
     width: int
     """channels in the uncut model"""
     levels: tuple[int, ...]
-    """widths that may be chosen, widest first; `levels[0] == width`, the last is at least 1"""
+    """widths that may be chosen, widest first; the last is at least 1, the first is what a search begins with: the full
+    width, or on a later rung of a ladder what the rung before has left"""
     producers: tuple[str, ...]
     """layers (convolutions, linear layers) whose outputs are these channels"""
     consumers: tuple[str, ...]
@@ -108,6 +109,8 @@ class PruningSpace:
     ops: tuple[Op, ...]
     parameters: int
     """trained parameters of the uncut model"""
+    removed: tuple[str, ...] = ()
+    """blocks that are gone for good: on a later rung of a ladder, a search begins without them"""
 
     def group(self, name: str) -> Group:
         return next(g for g in self.groups if g.name == name)
@@ -116,9 +119,16 @@ class PruningSpace:
         """The plan that changes nothing."""
         return Plan(widths={g.name: g.width for g in self.groups}, dropped=())
 
+    def start(self) -> Plan:
+        """The plan a search begins with: the uncut model, or on a ladder what the rung before has left."""
+        return self.plan({})
+
     def plan(self, widths: Mapping[str, int], dropped: tuple[str, ...] | frozenset[str] = ()) -> Plan:
-        """A canonical plan: a removed block takes its own groups with it, so their widths are written as full."""
-        gone = set(dropped)
+        """A canonical plan: a removed block takes its own groups with it, so their widths are written as uncut.
+
+        Groups that are not named keep their first level. Raises ValueError for what this space does not have.
+        """
+        gone = {*dropped, *self.removed}
         unknown = (gone - {b.name for b in self.blocks}) | (set(widths) - {g.name for g in self.groups})
         if unknown:
             raise ValueError(f"not in this pruning space: {', '.join(sorted(unknown))}")
@@ -129,7 +139,7 @@ class PruningSpace:
                 gone.add(block.name)
         full = {}
         for g in self.groups:
-            width = g.width if g.block in gone else int(widths.get(g.name, g.width))
+            width = g.levels[0] if g.block in gone else int(widths.get(g.name, g.levels[0]))
             if not 1 <= width <= g.width:
                 raise ValueError(f"{g.name}: width {width} is outside 1..{g.width}")
             full[g.name] = width
@@ -150,6 +160,15 @@ class PruningSpace:
     def without_levels(self) -> PruningSpace:
         """The same space without the widths on offer, which are each board's own."""
         return self.with_levels({g.name: (g.width,) for g in self.groups})
+
+    def from_rung(self, plan: Plan) -> PruningSpace:
+        """The same space for a search that begins with this plan: nothing wider, and no removed block, is offered."""
+        gone = set(plan.dropped)
+        levels = {
+            g.name: (g.width,) if g.block in gone else tuple(n for n in g.levels if n <= plan.widths[g.name])
+            for g in self.groups
+        }
+        return replace(self.with_levels(levels), removed=plan.dropped)
 
     def with_levels(self, levels: Mapping[str, tuple[int, ...]]) -> PruningSpace:
         """The same space, offering other widths for the groups named."""
@@ -260,6 +279,8 @@ class Trial:
     score: Score
     seconds: dict[str, float]
     """wall seconds per stage: cut, check, recover, score, export, parity, measure"""
+    rung: int = 0
+    """of a ladder, from 0: what it was cut from is what the rung before has left"""
 
 
 # ---------------------------------------------------------------- what was asked for

@@ -73,6 +73,7 @@ def build_report(
     nearest: tuple[Trial, ...] = (),
     notes: tuple[str, ...] = (),
     fine_tuning: Sequence[Figures] = (),
+    ladder: Sequence[Figures] = (),
     source: str | None = None,
     bundle: str | None = None,
     other_metrics: Sequence[MetricSpec] = (),
@@ -88,8 +89,11 @@ def build_report(
     `nearest` are the candidates an infeasible run came closest with, best first. An entry of `fine_tuning` is one
     finalist: `plan_key`, `metric` or `validation_metric` after it, `epochs` (a list of `{"number", "train_loss"}`, with
     `metric` where it was taken each epoch) and, if it was measured again, `latency_ms`, `latency_ci_ms`, `speedup`,
-    `mode`; what it lacks is taken from its trial. `search` may hold `command` (repeats the run), `versions`, and
-    `threads` and `mode` of the final measurement. `source` and the like default to what the first measured trial says.
+    `mode`; what it lacks is taken from its trial. `ladder` says what each rung came to, where there are several:
+    `rung` (from 1), `target` in words, `candidates`, and of what it left, if anything, `plan_key`, `speedup`,
+    `speedup_ci`, `latency_ms`, `memory_mb`, `validation_metric`.
+    `search` may hold `command` (repeats the run), `versions`, and `threads` and `mode` of the final measurement.
+    `source` and the like default to what the first measured trial says.
     Figures of `other_metrics` stand in `baseline` and `compressed` under their own names, those of a second set, called
     `benchmark`, under `benchmark` (`metric`, `examples` and the others); `real_time_factor` where audio is timed.
     `measured_input` is what one timed inference works on, `limits` what the figures of the metric are subject to.
@@ -126,6 +130,7 @@ def build_report(
         "nearest": [_point(t) for t in nearest],
         "notes": list(notes),
         "fine_tuning": [_finalist(f, trials) for f in fine_tuning],
+        "ladder": list(ladder),
         "bundle": bundle,
         "versions": {**(first.versions if first else {}), **search.get("versions", {})},
         "trials": [_point(t) for t in trials],
@@ -169,6 +174,7 @@ def _point(trial: Trial) -> Figures:
     measured, quality = trial.measurement, trial.quality
     return {
         "number": trial.number,
+        "rung": trial.rung + 1,
         "plan_key": trial.plan.key,
         "metric": quality.metric if quality else None,
         "loss": quality.loss if quality else None,

@@ -8,7 +8,16 @@ from html import escape
 from typing import Any
 
 from rlprune_edge import report_html as plots
-from rlprune_edge.report_words import Figures, count, milliseconds, number, settings, speedup, summary_rows
+from rlprune_edge.report_words import (
+    Figures,
+    count,
+    ladder_rows,
+    milliseconds,
+    number,
+    settings,
+    speedup,
+    summary_rows,
+)
 
 # What a page may load: nothing. Plotly's own scripts and styles are inside it; `blob:` is its "save as picture" button.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -74,6 +83,7 @@ def page(report: Figures) -> str:
         _plot("Reward over the search", _reward_caption(report), plots.rewards(report)),
         _plot("What was kept", _widths_caption(report), plots.widths(report)),
         _plot("Where the time went", _seconds_caption(report), plots.seconds(report)),
+        _ladder(report),
         _finalists(report),
         _failures(report),
         _notes(report),
@@ -122,6 +132,18 @@ def _summary(report: Figures) -> str:
     if report.get("limits"):
         said += f" {report['metric']['name']}: {report['limits']}."
     return f'<section>{figures}<p class="small">{escape(said)}</p>{nearest}</section>'
+
+
+def _ladder(report: Figures) -> str:
+    rows = ladder_rows(report)
+    if len(rows) == 1:
+        return ""
+    caption = (
+        "Cut, fine-tuned and cut again: each rung's candidates are cut from what the rung before has left. Speed-ups "
+        f"are those over the uncut model, the {report['metric']['name']} is that on the validation split after "
+        "fine-tuning."
+    )
+    return _plot("The ladder", caption, "", table(rows, numbers_from=2))
 
 
 def _finalists(report: Figures) -> str:

@@ -126,6 +126,21 @@ def summary_rows(report: Figures) -> list[tuple[str, ...]]:
     return rows if after else [cells[:2] for cells in rows]
 
 
+def ladder_rows(report: Figures) -> list[tuple[str, ...]]:
+    """The rungs of a ladder: a heading, then one row each, none where there was no ladder."""
+    spec = report["metric"]
+    rows: list[tuple[str, ...]] = [("rung", "asked for", "candidates", "reached", spec["name"])]
+    for rung in report.get("ladder") or ():
+        ends = rung.get("speedup_ci")
+        factor = rung.get("speedup")
+        gone = speedup(factor) if factor else milliseconds(rung.get("latency_ms"))
+        interval = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+        metric = rung.get("validation_metric")
+        quality = "-" if metric is None else f"{number(metric, 2)} {spec['unit']}"
+        rows.append((str(rung["rung"]), rung["target"], str(rung["candidates"]), gone + interval, quality))
+    return rows
+
+
 def summary_lines(report: Figures) -> list[str]:
     """The same as plain text, aligned, with the verdict before it; where it was measured and what to open after it."""
     rows = summary_rows(report)
@@ -144,6 +159,8 @@ def summary_lines(report: Figures) -> list[str]:
         ratio = f" ({speedup(near['speedup'])})" if near["speedup"] else ""
         quality = f"{report['metric']['name']} {number(near['metric'], 2)} {report['metric']['unit']} (search split)"
         lines.append(f"Nearest: candidate {near['number']}: {milliseconds(near['latency_ms'])}{ratio}, {quality}.")
+    for rung, asked, _, gone, quality in ladder_rows(report)[1:]:
+        lines.append(f"Rung {rung}, {asked}: {gone}, {quality} (validation split).")
     if report["nearest"]:
         lines.append(f"Nearest candidates: {settings(report, report['nearest'])}; before fine-tuning.")
     lines += [f"Note: {note}" for note in report["notes"]]

@@ -92,7 +92,9 @@ class Request(BaseModel):
     search_mode: str = "reward"
     """how thoroughly candidates are timed"""
 
-    finalists: int = Field(2, ge=1)
+    finalists: int = Field(3, ge=1)
+    ladder: int = Field(1, ge=1, le=10)
+    """rungs: how often is cut and fine-tuned on the way to the target"""
     recipe: str = "prescribed"
     """of fine-tuning: `prescribed`, `long` or `auto`"""
     recipe_minutes: float = Field(10.0, gt=0)
@@ -127,8 +129,15 @@ class Request(BaseModel):
                 raise ValueError(f"{name} must be above 0, not {value:g}")
         if self.max_drop is not None and self.max_drop < 0:
             raise ValueError(f"--max-drop {self.max_drop:g} asks for a gain: give 0 or more points")
+        if self.ladder > 1 and not self.target.hard:
+            raise ValueError(
+                f"--ladder {self.ladder} has nothing to climb to: give --target-speedup, --target-latency or "
+                "--max-memory"
+            )
         if self.budget < 1:
             raise ValueError(f"--budget {self.budget} leaves nothing to try: give at least 1 candidate")
+        if self.ladder > self.budget:
+            raise ValueError(f"--ladder {self.ladder} needs a --budget of at least as many candidates")
         for name, word, known in (
             ("--agent", self.agent, AGENTS),
             ("--importance", self.importance, (None, "taylor", "fisher", "magnitude")),

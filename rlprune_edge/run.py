@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ from rlprune_edge.export.templates import Templates, Topology
 from rlprune_edge.inputs import Input, named
 from rlprune_edge.journal import Journal
 from rlprune_edge.measurements import Measurement
+from rlprune_edge.parents import Parent
 from rlprune_edge.progress import Watcher
-from rlprune_edge.prune import cut, graph, importance, recover, refit, space
+from rlprune_edge.prune import cut, space
 from rlprune_edge.records import Baseline, Failure, OnnxArtifact, Plan, PruningSpace, Quality, Score, Trial
 from rlprune_edge.request import Request
 from rlprune_edge.run_folder import RunFolder
+from rlprune_edge.rungs import Rung
 from rlprune_edge.search import reward
 from rlprune_edge.tasks.task import LoadedModel, Task
 
@@ -64,6 +67,14 @@ class SearchTime:
     device_seconds: float
     candidates: int
 
+    def __add__(self, other: SearchTime) -> SearchTime:
+        """Of two rungs."""
+        return SearchTime(
+            self.seconds + other.seconds,
+            self.device_seconds + other.device_seconds,
+            self.candidates + other.candidates,
+        )
+
     @property
     def figures(self) -> dict[str, float | None]:
         """For the report; `None` where nothing was evaluated."""
@@ -86,19 +97,15 @@ class Run:
     loaded: LoadedModel
     device: Station | Fleet
     journal: Journal
-    groups: tuple[graph.CoupledGroup, ...]
+    parent: Parent
+    """what candidates are cut from"""
+    rung: Rung
+    """what the search is for, and may spend"""
     space: PruningSpace
-    ranking: importance.Ranking
-    calibration: list[Input]
-    """inputs that BatchNorm statistics are taken from"""
-    targets: refit.Targets | None
-    """what the uncut model's layers give on calibration data, where it has no BatchNorm"""
     example: Input
     """the one real input, [1, ...], that every export is held against torch with, and that is timed"""
     probe_input: Input
     """a few real inputs on which every candidate is held against its masked twin"""
-    criterion: str
-    """by which channels, heads and neurons are ranked"""
     benchmark: str | None
     """what the second labelled set is called"""
     compute: torch.device
@@ -106,9 +113,11 @@ class Run:
     templates: Templates = field(default_factory=Templates)
     """what candidates of the search are written into"""
     notes: list[str] = field(default_factory=list)
-    searched: SearchTime | None = None
-    probes: int = 0
-    """single cuts scored on the host, beside the candidates"""
+    searched: SearchTime = field(default_factory=lambda: SearchTime(0.0, 0.0, 0))
+    probed: dict[int, int] = field(default_factory=dict)
+    """single cuts scored on the host, beside the candidates, on each rung"""
+    climbed: list[dict[str, Any]] = field(default_factory=list)
+    """what the rungs before this one came to, for the report"""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -118,6 +127,26 @@ class Run:
     @property
     def baseline(self) -> Baseline:
         return _baseline(self.baseline_trial)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Of this rung's search, without trial 0."""
+        return [t for t in self.journal.trials[1:] if t.rung == self.rung.number]
+
+    @property
+    def trials_before(self) -> list[Trial]:
+        """Of the rungs before, without trial 0."""
+        return [t for t in self.journal.trials[1:] if t.rung < self.rung.number]
+
+    @property
+    def candidates_spent_before(self) -> int:
+        """By the rungs before this one."""
+        return len(self.trials_before)
+
+    @property
+    def probes(self) -> int:
+        """Single cuts scored on the host, beside the candidates."""
+        return sum(self.probed.values())
 
     @property
     def candidates_spent(self) -> int:
@@ -130,7 +159,7 @@ class Run:
 
     @property
     def best(self) -> Trial | None:
-        met = [t for t in self.journal.trials[1:] if t.score.feasible]
+        met = [t for t in self.trials if t.score.feasible]
         return max(met, key=lambda t: t.score.reward, default=None)
 
     def evaluate(self, plan: Plan) -> Trial:
@@ -141,7 +170,7 @@ class Run:
         return self._within(plan, self._spent)
 
     def _within(self, plan: Plan, spent: Callable[[int], str | None]) -> Trial:
-        if known := self.journal.find(plan.key):
+        if known := self._find(plan):
             return known
         if said := spent(0):
             raise BudgetSpent(said)
@@ -152,7 +181,7 @@ class Run:
 
         Whatever the budget; DeviceError passes through: it is nobody's reward.
         """
-        if known := self.journal.find(plan.key):
+        if known := self._find(plan):
             return known
         return self._record(self._timed(self._prepared(plan)))
 
@@ -174,7 +203,7 @@ class Run:
         timing: str | None = None
         try:
             for plan in plans:
-                new = plan.key != timing and self.journal.find(plan.key) is None
+                new = plan.key != timing and self._find(plan) is None
                 if new and not spent(1 if waiting else 0):
                     prepared = self._prepared(plan)
                     if waiting:
@@ -190,12 +219,16 @@ class Run:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def _find(self, plan: Plan) -> Trial | None:
+        return self.journal.find(plan.key, rung=self.rung.number)
+
     def _spent(self, waiting: int = 0) -> str | None:
         """What of the budget is used up, with candidates that are still being timed; `None` if nothing is."""
-        if self.candidates_spent + waiting >= self.request.budget:
-            return f"{self.request.budget} candidates evaluated"
-        if self.request.device_seconds and self.device_seconds_spent >= self.request.device_seconds:
-            return f"{self.request.device_seconds:g} device seconds used"
+        rung = self.rung
+        if self.candidates_spent + waiting >= rung.budget:
+            return f"{rung.budget} candidates evaluated"
+        if rung.device_seconds and self.device_seconds_spent >= rung.device_seconds:
+            return f"{rung.device_seconds:g} device seconds used"
         return None
 
     def _prepared(self, plan: Plan) -> _Prepared:
@@ -241,29 +274,23 @@ class Run:
             failure=made.failure,
             score=Score(reward=0.0, quality=1.0, feasible=False),
             seconds={k: round(v, 4) for k, v in made.seconds.items()},
+            rung=0 if made.uncut else self.rung.number,
         )
         trial = replace(trial, score=self._score(trial, _baseline(trial) if made.uncut else self.baseline))
         self.journal.append(trial)
-        self.watcher.trial(trial, best=self.best, spent=self.candidates_spent, budget=self.request.budget)
+        self.watcher.trial(trial, best=self.best, spent=self.candidates_spent, budget=self.rung.budget)
         return trial
 
     def make_candidate(self, plan: Plan, seconds: dict[str, float]) -> cut.Candidate:
         """Cut a plan, prove it equal to its masked twin, and heal what is left."""
         with timed(seconds, "cut"):
-            candidate = cut.apply(self.loaded.module, self.groups, self.ranking, plan)
+            candidate = self.parent.cut(plan)
         with timed(seconds, "check"):
-            cut.check_against_masked(candidate, self.loaded.module, self.groups, self.ranking, self.probe_input)
+            self.parent.check(candidate, self.probe_input)
         with timed(seconds, "recover"):
             if plan.key != self.space.uncut().key:
-                self.heal(candidate)
+                self.parent.heal(candidate)
         return candidate
-
-    def heal(self, candidate: cut.Candidate, calibration: list[Input] | None = None) -> None:
-        """What a cut network gets before it is judged: no training, calibration data alone (the run's by default)."""
-        if self.targets is not None:
-            refit.refit(candidate, self.targets)
-        else:
-            recover.recalibrate_batchnorm(candidate.module, self.calibration if calibration is None else calibration)
 
     def export(
         self, module: torch.nn.Module, path: Path, seconds: dict[str, float], *, topology: Topology | None = None
@@ -353,6 +380,10 @@ class Run:
         """What a trial, also one of another run of the same network, is worth under this run's target."""
         return self._score(trial, self.baseline)
 
+    def score_of(self, quality: Quality, like: Trial) -> Score:
+        """What a network of this quality is worth that has the size and the speed of a trial's."""
+        return self._score(replace(like, quality=quality), self.baseline)
+
     def _score(self, trial: Trial, baseline: Baseline) -> Score:
         measured = trial.measurement if trial.failure is None else None
         return reward.score(
@@ -360,7 +391,7 @@ class Run:
             reward.judged_latency_ms(measured, baseline) if measured else None,
             measured.memory_mb if measured else None,
             baseline=baseline,
-            target=self.request.target,
+            target=self.rung.target,
             metric=self.task.metric,
             chance_loss=self.task.chance_loss,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,17 @@ def test_full_disk_is_a_clear_error_and_leaves_whole_lines(tmp_path: Path, space
     with pytest.raises(UserError, match=r"No space left.*\n.*--resume"):
         journal.append(a_trial(0, space.uncut()))
     assert journal.trials == ()
+
+
+def test_it_keeps_the_rungs_of_a_plan_apart(tmp_path: Path, space: PruningSpace) -> None:
+    path = tmp_path / "trials.jsonl"
+    uncut, plan = a_trial(0, space.uncut()), space.plan({"a": 8})
+    first, second = a_trial(1, plan), replace(a_trial(2, plan), rung=1)
+    journal = Journal(path)
+    for trial in (uncut, first, second):
+        journal.append(trial)
+    read = Journal(path)
+    assert read.find(plan.key) == first
+    assert read.find(plan.key, rung=1) == second
+    assert read.find(plan.key, rung=2) is None
+    assert read.find(uncut.plan.key, rung=1) == uncut

@@ -14,7 +14,19 @@ ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
 SPINE = {
     f"rlprune_edge/{name}.py"
     for name in (
-        *("run", "probing", "compress", "recipes", "finalists", "deliver", "measure", "compare", "profile"),
+        *(
+            "run",
+            "probing",
+            "compress",
+            "parents",
+            "ladder",
+            "recipes",
+            "finalists",
+            "deliver",
+            "measure",
+            "compare",
+            "profile",
+        ),
         *("cli", "cli_compare", "cli_device", "cli_profile"),
     )
 }
@@ -53,7 +65,7 @@ HOMES = {
     "rich": tuple(f"rlprune_edge/{name}.py" for name in ("cli", "cli_compare", "cli_device", "cli_profile", "console")),
 }
 TORCH = (
-    *(f"rlprune_edge/{name}.py" for name in ("inputs", "encoders", "precision")),
+    *(f"rlprune_edge/{name}.py" for name in ("inputs", "encoders", "layout", "precision")),
     "rlprune_edge/tasks/",
     "rlprune_edge/prune/",
     "rlprune_edge/export/",

@@ -67,7 +67,7 @@ def test_auto_takes_what_did_best_on_validation_and_a_resumed_run_keeps_it(
     assert (settings.learning_rate, settings.schedule) == (best["learning_rate"], best["schedule"])
     assert settings.learning_rate > 1e-4, "1e-4 moves little in so few steps"
     assert "was the best of 6 settings" in " ".join(notes)
-    monkeypatch.setattr(recipes, "_tried", None)  # nothing is tried again
+    monkeypatch.setattr(recipes, "short_test", None)  # nothing is tried again
     again, notes, _ = settings_of(words, tmp_path / "auto", cache)
     assert again == settings
     assert "was the best of 6 settings" in " ".join(notes)

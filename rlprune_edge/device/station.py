@@ -130,8 +130,8 @@ class Station(Contact):
         """Time one model, in turns with the reference (its path and its file's sha256).
 
         `expected` are the host's outputs for `inputs`; one that differs anywhere by more than `tolerance` (of all, or
-        by name) is a failure, for a fast wrong model must not win. `use_cache` (default: in modes of a search only) takes
-        an earlier figure of the same graph, whose weights may have been others. With a `skeleton` that graph travels in
+        by name) is a failure, for a fast wrong model must not win. `use_cache` (default: in modes of a search) takes an
+        earlier figure of the same graph, whose weights may have been others. With a `skeleton` that graph travels in
         place of the model, and outputs need only be sane; the model follows where made-up weights will not do. `work`
         allows the check that a figure can be true at all; `reference_ms` (what the reference took when it was measured
         first) the one whether the device still is what it was. Raises `CandidateError` for what is the model's own

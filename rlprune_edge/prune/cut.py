@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlprune_edge import layout
 from rlprune_edge.encoders import Bypassed, view
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.inputs import Input
@@ -61,7 +62,7 @@ def apply(model: nn.Module, groups: Sequence[CoupledGroup], ranking: Ranking, pl
     else:
         for name in plan.dropped:
             small.set_submodule(name, replacement(modules[name]))
-    return Candidate(small, plan, count_parameters(small), outputs)
+    return Candidate(layout.fast(small), plan, count_parameters(small), outputs)
 
 
 def masked_twin(

@@ -41,6 +41,8 @@ class SpaceArrays:
             len(names), len(names)
         )
         """[block, block]: whether the second is a part of the first"""
+        self.gone: Bools = np.array([n in space.removed for n in names], dtype=np.bool_)
+        """[blocks]: gone for good"""
         self._pixels: Ints = np.array([op.out_hw[0] * op.out_hw[1] for op in ops], dtype=np.int64)
         widths, dropped = self.encode(space.uncut())
         self.full_macs = float(self.op_macs(widths, dropped).sum())
@@ -79,10 +81,13 @@ class SpaceArrays:
         return rows | (self.parts.any(axis=1) & ~part_left)
 
     def restored(self, dropped: Bools, block: int) -> Bools:
-        """`dropped` [blocks] once this block is back: with its parts, and the layer it is a part of."""
+        """`dropped` [blocks] once this block is back: with its parts, and the layer it is a part of.
+
+        What is gone for good stays so.
+        """
         row: Bools = dropped & ~self.parts[block] & ~self.parts[:, block]
         row[block] = False
-        return row
+        return row | self.gone
 
     def op_weights(self, widths: Ints, dropped: Bools) -> Floats:
         """Weights of every op (biases and normalisation left out; attention's products have none): [plans, ops]."""

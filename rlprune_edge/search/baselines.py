@@ -68,12 +68,12 @@ def search_with_uniform(env: PruningEnv, *, on_trial: OnTrial | None = None) -> 
 
 
 def uniform_ladder(space: PruningSpace) -> list[Plan]:
-    """All distinct uniform plans of the offered widths, widest first, the uncut one left out."""
+    """All distinct uniform plans of the offered widths, widest first, the one a search begins with left out."""
     plans: dict[str, Plan] = {}
     for share in np.linspace(1.0, 0.0, 401):
         plan = space.plan({g.name: _nearest(g.levels, share * g.width) for g in space.groups})
         plans.setdefault(plan.key, plan)
-    plans.pop(space.uncut().key, None)
+    plans.pop(space.start().key, None)
     return list(plans.values())
 
 

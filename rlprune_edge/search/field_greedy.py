@@ -36,7 +36,7 @@ def search_with_greedy(
         _descend(env, tally, budget)
         known = best_first(env)
         while not tally.stale:
-            start = known[int(rng.integers(min(3, len(known))))].plan if known else env.space.uncut()
+            start = known[int(rng.integers(min(3, len(known))))].plan if known else env.space.start()
             _, new = tally.propose(mutated(env, start, rng))
             if new:
                 known = best_first(env)
@@ -46,7 +46,7 @@ def search_with_greedy(
 
 
 def _descend(env: PruningEnv, tally: Tally, budget: int | None) -> None:
-    here = env.space.uncut()
+    here = env.space.start()
     options = len(env.space.groups) + len(env.space.blocks)
     evaluations = SHARE * budget if budget is not None else 3 * options
     steps = max(1, round((evaluations - options) / AGAIN))

@@ -45,7 +45,7 @@ def search_with_knapsack(env: PruningEnv, *, seed: int, on_trial: OnTrial | None
             plan = knapsack.solve(_limits(env, rng), factors) if known_in_a_row < BLOCKED else None
             if plan is None:
                 known = best_first(env)
-                start = known[int(rng.integers(min(3, len(known))))].plan if known else env.space.uncut()
+                start = known[int(rng.integers(min(3, len(known))))].plan if known else env.space.start()
                 tally.propose(mutated(env, start, rng))
                 continue
             if plan.key in env.trials:

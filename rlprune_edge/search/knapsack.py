@@ -119,7 +119,7 @@ class Knapsack:
     def _freed(self, limits: Limits) -> tuple[list[Ints], Ints]:
         """Bins that every level of every group, and every block, frees when it is the only cut."""
         a, space = self._arrays, self._arrays.space
-        whole, none = a.encode(space.uncut())
+        whole, none = a.encode(space.start())
         rows_w, rows_d = [whole[0]], [none[0]]
         for i, levels in enumerate(self._levels):
             for n in levels:
@@ -150,7 +150,7 @@ class Knapsack:
             taken[s] = np.argmin(options, axis=0)
             best = options[taken[s], np.arange(BINS + 1)]
         reached = np.flatnonzero(np.isfinite(best))
-        whole, none = self._arrays.encode(self._arrays.space.uncut())
+        whole, none = self._arrays.encode(self._arrays.space.start())
         widths, dropped = np.repeat(whole, len(reached), axis=0), np.repeat(none, len(reached), axis=0)
         left = reached.copy()
         for slot, by_bins in reversed(list(zip(slots, taken, strict=True))):

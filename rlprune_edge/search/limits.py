@@ -107,7 +107,7 @@ def filled(plan: Plan, model: LatencyModel, limits: Limits, *, prior: Prior | No
                 row = widths.copy()
                 row[i] = level
                 wider.append((row, dropped))
-        for b in np.flatnonzero(dropped):
+        for b in np.flatnonzero(dropped & ~arrays.gone):
             wider.append((widths, arrays.restored(dropped, int(b))))
         if not wider:
             break

@@ -42,7 +42,9 @@ def mutated(env: PruningEnv, plan: Plan, rng: np.random.Generator) -> Plan:
             levels = space.groups[place].levels
             here = levels.index(int(widths[place])) + (1 if rng.random() < 0.5 else -1)
             widths[place] = levels[min(max(here, 0), len(levels) - 1)]
-        elif dropped[block := place - len(widths)]:
+        elif arrays.gone[block := place - len(widths)]:
+            continue
+        elif dropped[block]:
             dropped = arrays.restored(dropped, block)
         else:
             dropped = arrays.removed(dropped[None], np.array([block]))[0]

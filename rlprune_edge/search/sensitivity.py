@@ -1,6 +1,6 @@
 """How much quality each single cut costs, and what that says about where to cut first.
 
-Each group at a few widths, and each block, is cut alone from the uncut model and scored on the host, without the
+Each group at a few widths, and each block, is cut alone from the model and scored on the host, without the
 device. A step's cost per millisecond it frees, relative to the best step on offer, becomes a prior on the policy's
 choices: what HALP (NeurIPS 2022) and SPDY (ICML 2022) do with saliency and a latency table, as a starting point that
 PPO is free to leave. In a prototype 75 evaluations with such a prior were worth more than 300 without.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlprune_edge.records import Plan, PruningSpace
+from rlprune_edge.records import Group, Plan, PruningSpace
 from rlprune_edge.search.arrays import Bools, Floats, Ints, SpaceArrays
 
 STRENGTH = 4.0
@@ -29,7 +29,7 @@ _EPSILON = 0.002  # quality that a probe cannot tell from nothing
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Quality lost by single cuts, of the uncut model's 1.0 (see `reward.loss_quality`)."""
+    """Quality lost by single cuts of what a search begins with (see `reward.loss_quality`)."""
 
     groups: Mapping[str, Mapping[int, float]]
     """group -> width -> loss of quality"""
@@ -55,9 +55,10 @@ def _cuts(space: PruningSpace, shares: tuple[float, ...]) -> list[tuple[str, int
     cuts: list[tuple[str, int | None, Plan]] = []
     for group in space.groups:
         narrower = group.levels[1:]
-        chosen = {min(narrower, key=lambda n: abs(n - share * group.width)) for share in shares if narrower}
+        chosen = {min(narrower, key=lambda n: abs(n - share * group.levels[0])) for share in shares if narrower}
         cuts += [(group.name, n, space.plan({group.name: n})) for n in sorted(chosen, reverse=True)]
-    return cuts + [(block.name, None, space.plan({}, (block.name,))) for block in space.blocks]
+    left = [block for block in space.blocks if block.name not in space.removed]
+    return cuts + [(block.name, None, space.plan({}, (block.name,))) for block in left]
 
 
 class Prior:
@@ -72,7 +73,7 @@ class Prior:
         widest = max((g.width for g in space.groups), default=0)
         self._group_cost = np.zeros((len(space.groups), widest + 1))
         for i, group in enumerate(space.groups):
-            self._group_cost[i, : group.width + 1] = _curve(group.width, _of_group(space, sensitivity, i))
+            self._group_cost[i, : group.width + 1] = _curve(group, _of_group(space, sensitivity, i))
         self.temperature = 1.0
         self._block_cost = np.array([max(0.0, _of_block(space, sensitivity, i)) for i in range(len(space.blocks))])
         self._parts = SpaceArrays(space).parts
@@ -133,6 +134,8 @@ def _of_group(space: PruningSpace, sensitivity: Sensitivity, index: int) -> dict
 def _of_block(space: PruningSpace, sensitivity: Sensitivity, index: int) -> float:
     """The block's own probe, else that of the nearest block in depth that was probed and has as many parts."""
     block = space.blocks[index]
+    if block.name in space.removed:
+        return 0.0
     if block.name in sensitivity.blocks:
         return sensitivity.blocks[block.name]
     probed = [b for b in space.blocks if b.name in sensitivity.blocks]
@@ -141,12 +144,13 @@ def _of_block(space: PruningSpace, sensitivity: Sensitivity, index: int) -> floa
     return 0.0 if nearest is None else sensitivity.blocks[nearest.name]
 
 
-def _curve(width: int, probed: Mapping[int, float]) -> Floats:
-    """Cost at every width 0..`width`: through the probes, rising as channels go, steeper beyond the last one."""
-    points = sorted([(width, 0.0), *((n, max(0.0, cost)) for n, cost in probed.items())], reverse=True)
+def _curve(group: Group, probed: Mapping[int, float]) -> Floats:
+    """Cost at every width from 0: through the probes, rising as channels go, steeper beyond the last one."""
+    start = group.levels[0]
+    points = sorted([(start, 0.0), *((n, max(0.0, cost)) for n, cost in probed.items() if n < start)], reverse=True)
     if len(points) == 1:
-        return np.zeros(width + 1)
+        return np.zeros(group.width + 1)
     n, cost = np.array([p[0] for p in points], float), np.maximum.accumulate([p[1] for p in points])
     slope = (cost[-1] - cost[-2]) / (n[-2] - n[-1])
     n, cost = np.append(n, 0.0), np.append(cost, cost[-1] + 2 * slope * n[-1])
-    return np.asarray(np.interp(np.arange(width + 1), n[::-1], cost[::-1]), dtype=np.float64)
+    return np.asarray(np.interp(np.arange(group.width + 1), n[::-1], cost[::-1]), dtype=np.float64)

@@ -19,7 +19,7 @@ from rlprune_edge.search.sensitivity import FLOOR, Prior
 
 
 class Walk:
-    """`count` networks on their way from uncut to one that is predicted to meet the budget.
+    """`count` networks on their way from the start of a search to one that is predicted to meet the budget.
 
     Actions as in `env.PruningEnv`. Nothing here is evaluated or random.
     """
@@ -36,8 +36,8 @@ class Walk:
         self._last_level = np.array([len(g.levels) - 1 for g in space.groups], dtype=np.int64)
         self._observer = Observer(self.arrays)
         self.level: Ints = np.zeros((count, self.groups), dtype=np.int64)
-        """[walks, groups]: place of the width in the group's levels, 0 the full one"""
-        self.dropped: Bools = np.zeros((count, self.blocks), dtype=np.bool_)
+        """[walks, groups]: place of the width in the group's levels"""
+        self.dropped: Bools = np.repeat(self.arrays.gone[None], count, axis=0)
         self.steps: Ints = np.zeros(count, dtype=np.int64)
 
     @property
@@ -45,9 +45,9 @@ class Walk:
         return observation.size(self.groups, self.blocks) + (self.actions if self.prior else 0)
 
     def start(self, row: int | None = None) -> None:
-        """Back to the uncut network: one walk, or all."""
+        """Back to where a search begins: one walk, or all."""
         rows = slice(None) if row is None else row
-        self.level[rows], self.dropped[rows], self.steps[rows] = 0, False, 0
+        self.level[rows], self.dropped[rows], self.steps[rows] = 0, self.arrays.gone, 0
 
     @property
     def widths(self) -> Ints:

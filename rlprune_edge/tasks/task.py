@@ -94,7 +94,7 @@ class Task(ABC):
     """whether `--model package.module:factory` may bring any network, or inputs depend on which network it is"""
     other_metrics: tuple[MetricSpec, ...] = ()
     """what is reported beside the metric; nothing is decided by them"""
-    score_batch: int = 250
+    score_batch: int = 64
     """examples that are scored at a time"""
     measured: str | None = None
     """what one timed inference works on where a user could have chosen otherwise, e.g. `128 tokens`"""

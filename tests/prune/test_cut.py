@@ -167,7 +167,8 @@ def test_uncut_plan_changes_nothing_and_leaves_the_model_alone() -> None:
     described = space.build(model, x[:1], groups)
     half = cut.apply(model, groups, ranking, described.plan({g.name: g.width // 2 for g in described.groups}))
     whole = cut.apply(model, groups, ranking, described.uncut())
-    assert torch.equal(whole.module(x), model(x))
+    assert all(torch.equal(v, before[k]) for k, v in whole.module.state_dict().items())
+    torch.testing.assert_close(whole.module(x), model(x))  # sums in another order, see layout.py
     assert half.parameters < 0.3 * whole.parameters
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

@@ -18,7 +18,6 @@ from rlprune_edge import request as requests
 from rlprune_edge.compress import prepared
 from rlprune_edge.places import cache_dir
 from rlprune_edge.progress import Silent
-from rlprune_edge.prune import cut
 from rlprune_edge.records import Trial
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import agents
@@ -52,8 +51,7 @@ def bench(task: str, model: str, data: str, option: tuple[str, float]) -> None:
             trials, uncut, space = run.journal.trials[1:], run.baseline_trial, run.space
             met = [t for t in trials if t.score.feasible] or trials
             best = max(met, key=lambda t: t.parameters or 0)
-            candidate = cut.apply(run.loaded.module, run.groups, run.ranking, best.plan)
-            masked = cut.check_against_masked(candidate, run.loaded.module, run.groups, run.ranking, run.probe_input)
+            masked = run.parent.check(run.parent.cut(best.plan), run.probe_input)
     units = {unit: sum(g.unit == unit for g in space.groups) for unit in ("channel", "head", "neuron")}
     found = ", ".join(f"{count} of {unit}s" for unit, count in units.items() if count)
     say(f"\n### {model}, {run.task.measured}\n")

@@ -22,7 +22,7 @@ from rlprune_edge.compress import prepared
 from rlprune_edge.errors import BudgetSpent
 from rlprune_edge.places import cache_dir
 from rlprune_edge.progress import Silent
-from rlprune_edge.records import Plan, Target, Trial, WidthTimes
+from rlprune_edge.records import Plan, Score, Target, Trial, WidthTimes
 from rlprune_edge.run import Run
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import agents, reward
@@ -61,7 +61,7 @@ def served(
         target = Target(speedup=speedup)
         account.limit += each if number else first
 
-        def scored(trial: Trial, target: Target = target) -> reward.Score:
+        def scored(trial: Trial, target: Target = target) -> Score:
             measured = trial.measurement if trial.failure is None else None
             return reward.score(
                 trial.quality,
@@ -102,7 +102,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     words = vars(parser.parse_args())
     budget, seeds = words["budget"], words.pop("seeds")
-    request = requests.make(words | {"target_speedup": TARGETS[0]})
+    request = requests.make(words | {"target_speedup": TARGETS[0], "search_mode": "brief"})
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder.create(Path(scratch) / "run", request)
         with prepared(request, folder, Silent(), cache_dir=cache_dir()) as (run, tables):

@@ -1,0 +1,98 @@
+"""The spine, part 2a: cut, fine-tune and cut again, in rungs towards the target, with what was learned carried over.
+
+Everything speaks of the uncut model: plans, latencies (each candidate is timed in turns with it), rewards, and the
+teacher of fine-tuning. A rung changes what candidates are cut from, and that nothing wider is offered. So the latency
+model and the policy of one rung serve the next as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from rlprune_edge import finalists, parents, rungs
+from rlprune_edge.errors import UserError
+from rlprune_edge.export.templates import Templates
+from rlprune_edge.finalists import Winner
+from rlprune_edge.records import Plan, PruningSpace
+from rlprune_edge.report_words import target_words
+from rlprune_edge.run import Run
+from rlprune_edge.search.reward import scored_part
+from rlprune_edge.search.warm_start import known_from
+
+
+def climb(run: Run, search: Callable[[], None]) -> None:
+    """Search all rungs of the run, fine-tuning between them; the last one's finalists are left to `deliver`.
+
+    Nothing is kept for a resumed run beside the journal and the checkpoints of fine-tuning: climbing again with them
+    comes to the same rung in seconds.
+    """
+    for rung in rungs.rungs(run.request, run.baseline):
+        run.rung = rung
+        words = target_words(asdict(rung.target))
+        if rung.of > 1:
+            run.watcher.stage(f"rung {rung.number + 1} of {rung.of}: {words}")
+        search()
+        if rung.last:
+            return
+        winner, histories = finalists.choose(run)
+        reached: dict[str, Any] = {"rung": rung.number + 1, "target": words, "candidates": len(run.trials)}
+        if winner is None:
+            run.climbed.append(reached)
+            run.notes.append(f"rung {rung.number + 1} of the ladder found nothing that is {words}; the next began anew")
+            continue
+        run.climbed.append(reached | _figures(winner, histories))
+        try:
+            _stand_on(run, winner)
+        except UserError as error:
+            run.notes.append(f"the ladder ended with rung {rung.number + 1}, since {error}")
+            run.watcher.note(run.notes[-1])
+
+
+def known(run: Run) -> tuple[tuple[Plan, float], ...]:
+    """What the rung before has found of plans that can still be come to, moved by what its fine-tuning has gained.
+
+    As (plan, `reward.scored_part`) each; nothing where this rung begins with the uncut model.
+    """
+    start = run.space.start()
+    first = next((t for t in run.trials_before if t.plan.key == start.key and t.rung == run.rung.number - 1), None)
+    if first is None:
+        return ()
+    target = run.rung.target
+    trained = run.task.score(run.parent.module, "search", limit=run.request.search_examples)
+    gained = scored_part(run.score_of(trained, first), target) - scored_part(run.reward_of(first), target)
+    found = known_from([t for t in run.trials_before if t.rung == first.rung], run.reward_of, target)
+    return tuple((inside, value + gained) for plan, value in found if (inside := _inside(plan, run.space)) is not None)
+
+
+def _inside(plan: Plan, space: PruningSpace) -> Plan | None:
+    """A plan as this space writes it, `None` where it keeps something that the space no longer has."""
+    kept = {g.name: plan.widths[g.name] for g in space.groups if g.block not in plan.dropped}
+    wider = any(kept.get(g.name, 0) > g.levels[0] for g in space.groups)
+    return None if wider or not set(plan.dropped) >= set(space.removed) else space.plan(kept, plan.dropped)
+
+
+def _stand_on(run: Run, winner: Winner) -> None:
+    """Candidates are cut from the winner from here on. Raises UserError where that cannot be done."""
+    plan = winner.trial.plan
+    run.parent = parents.next_of(
+        run.parent, winner.module, plan, request=run.request, task=run.task, space=run.space, x=run.example
+    )
+    run.space = run.space.from_rung(plan)
+    run.templates = Templates()
+
+
+def _figures(winner: Winner, histories: list[dict[str, Any]]) -> dict[str, Any]:
+    measured = winner.measurement
+    return {
+        "number": winner.trial.number,
+        "plan_key": winner.trial.plan.key,
+        "speedup": measured.speedup.value if measured.speedup else None,
+        "speedup_ci": [measured.speedup.low, measured.speedup.high] if measured.speedup else None,
+        "latency_ms": measured.latency_ms.value,
+        "memory_mb": measured.memory_mb,
+        "mode": measured.mode,
+        "validation_metric": winner.quality.metric,
+        "epochs": sum(len(h["epochs"]) for h in histories),
+    }
