@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,11 @@ from rlprune_edge.request import AGENTS
 FIELD = "field.json"
 """in the comparison's folder: who is compared, with which seeds"""
 USUAL_SPEEDUP = 2.0
+REQUESTED = (
+    *("task", "model", "weights", "data", "device", "threads", "target_speedup", "budget", "device_seconds"),
+    *("search_examples", "calibration_examples", "search_mode", "recipe"),
+)
+"""flags that say the same as they do for `compress`"""
 
 
 def compare(
@@ -52,6 +58,10 @@ def compare(
         str | None,
         typer.Option(help="How candidates are timed: brief (half a second), reward or verify. [default: brief]"),
     ] = None,
+    finish: Annotated[
+        str | None, typer.Option(help="Agents whose best plans are fine-tuned, measured again and tested, with commas.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="How they are fine-tuned; as for `compress`.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for it. [default: runs/compare-TASK-TIME]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the comparison in this folder.")] = None,
     render: Annotated[Path | None, typer.Option(help="Write this folder's pages again, without running.")] = None,
@@ -60,14 +70,10 @@ def compare(
 ) -> None:
     """Let several searchers solve the same problem within the same budget; say who is better, and how surely.
 
-    Every network is evaluated once and shared between them; nothing is fine-tuned. Exit codes: 0 done, 2 bad input,
-    3 the device failed, 130 interrupted (go on with --resume).
+    Every network is evaluated once and shared between them; none is fine-tuned without --finish. Exit codes: 0 done,
+    2 bad input, 3 the device failed, 130 interrupted (go on with --resume).
     """
-    asked = {
-        k: v
-        for k, v in locals().items()
-        if k not in ("agents", "seeds", "target_latency", "max_memory", "out", "resume", "render", "config", "as_json")
-    }
+    asked = {k: v for k, v in locals().items() if k in REQUESTED}
     console = Console(stderr=as_json, highlight=False)
     if render is not None:
         from rlprune_edge.comparison_report import render_comparison
@@ -91,17 +97,17 @@ def compare(
                 f"change it.\nType: rlprune-edge compare --resume {resume}"
             )
         folder, request = RunFolder.reopen(resume)
-        field = Field(*_field(folder))
+        field = _field(folder, finish)
     else:
         request = requests.make(asked, config)
         usual: dict[str, Any] = {} if request.target.hard else {"target_speedup": USUAL_SPEEDUP}
         if "search_mode" not in request.model_fields_set:
             usual["search_mode"] = "brief"
         request = requests.make(asked | usual, config)
-        field = Field(tuple(agents.split(",")), tuple(range(seeds)))
+        field = Field(tuple(agents.split(",")), tuple(range(seeds)), _words(finish))
         default = Path("runs") / f"compare-{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = RunFolder.create(out or default, request, command="compare")
-        folder.write_json(FIELD, {"agents": field.agents, "seeds": field.seeds})
+        folder.write_json(FIELD, asdict(field))
     console.print(f"comparison folder: {folder.path}", soft_wrap=True)
     began = time.perf_counter()
     try:
@@ -124,18 +130,29 @@ def compare(
     console.print(f"{time.perf_counter() - began:.0f} s in all", style="dim")
 
 
-def _field(folder: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
+
+
+def _field(folder: Any, finish: str | None) -> Any:
+    """Who is compared in a folder; `finish` may name more agents whose best plans are fine-tuned."""
+    from rlprune_edge.compare import Field
+
     known = folder.read_json(FIELD)
     if known is None:
         raise UserError(
             f"{folder.path} holds a run and no comparison.\nType: rlprune-edge compress --resume {folder.path}"
         )
-    return tuple(known["agents"]), tuple(known["seeds"])
+    more = dict.fromkeys((*known.get("finish", ()), *_words(finish)))
+    field = Field(tuple(known["agents"]), tuple(known["seeds"]), tuple(more))
+    folder.write_json(FIELD, asdict(field))
+    return field
 
 
 def _command(field: Any, compress: str) -> str:
     words = compress.replace("rlprune-edge compress", "rlprune-edge compare", 1)
-    return f"{words} --agents {shlex.quote(','.join(field.agents))} --seeds {len(field.seeds)}"
+    words = f"{words} --agents {shlex.quote(','.join(field.agents))} --seeds {len(field.seeds)}"
+    return f"{words} --finish {shlex.quote(','.join(field.finish))}" if field.finish else words
 
 
 def _show(console: Console, folder: Path, found: dict[str, Any], *, as_json: bool) -> None:

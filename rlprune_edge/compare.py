@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlprune_edge import probing
-from rlprune_edge.comparison import NAME, Search, Step, append_search, best_so_far, load_searches
+from rlprune_edge import finalists, probing
+from rlprune_edge.comparison import (
+    FINISHED,
+    NAME,
+    Finished,
+    Search,
+    Step,
+    append_finished,
+    append_search,
+    best_so_far,
+    load_finished,
+    load_searches,
+)
 from rlprune_edge.comparison_report import write_comparison
 from rlprune_edge.compress import prepared
 from rlprune_edge.deliver import versions
@@ -25,6 +36,7 @@ from rlprune_edge.search.agents import Entrant
 from rlprune_edge.search.env import PruningEnv
 from rlprune_edge.search.sensitivity import Sensitivity
 
+FINISHED_MODE = "verify"
 PROBED = 0.4
 """share of a budget that probes of single cuts may take"""
 
@@ -36,10 +48,14 @@ class Field:
     agents: tuple[str, ...]
     """as `agents.entrant` reads them"""
     seeds: tuple[int, ...]
+    finish: tuple[str, ...] = ()
+    """those of them whose best plans are fine-tuned, measured again and tested"""
 
     def __post_init__(self) -> None:
         for name in self.agents:
             agents.entrant(name)
+        if strangers := [name for name in self.finish if name not in self.agents]:
+            raise UserError(f"--finish {', '.join(strangers)}: not among the agents {', '.join(self.agents)}.")
         for what, named in (("agents", self.agents), ("seeds", self.seeds)):
             if not named or len(set(named)) < len(named):
                 raise UserError(
@@ -61,6 +77,7 @@ def compare(
         words = _words(run, field, command)
         write_comparison(folder.path, words)  # so that `--render` shows what there is, whenever
         sensitivity = None
+        run.tells = False  # each search counts for itself
         if any(_informed(agents.entrant(name), request) for name in field.agents):
             sensitivity = probing.probe_sensitivity(run, most=int(PROBED * request.budget))
         places = [(name, seed) for seed in field.seeds for name in field.agents]
@@ -73,7 +90,53 @@ def compare(
             best = best_so_far(search, request.budget)
             found = f"best {best:.3f}" if best is not None else "nothing that meets the target"
             watcher.note(f"{found} after {len(search.steps)} candidates, {search.probes} probes; {search.reason}")
+        for search in load_searches(folder.path / NAME):
+            if search.agent in field.finish:
+                _finish(run, search)
     return write_comparison(folder.path, words)
+
+
+def _finish(run: Run, search: Search) -> None:
+    """Fine-tune what a search has found, once, measure it in turns with the uncut model, and test it."""
+    path = run.folder.path / FINISHED
+    known = load_finished(path)
+    if any((f.agent, f.seed) == (search.agent, search.seed) for f in known):
+        return
+    run.watcher.stage(f"{search.agent}, seed {search.seed}: its best plan, fine-tuned")
+    keys = {step.key for step in search.steps}
+    best = finalists.verified(run, [t for t in run.trials if t.plan.key in keys], most=1)
+    if not best:
+        run.watcher.note("it has found nothing that meets the target when it is measured once more")
+        return
+    trial = best[0]
+    like = next((f for f in known if f.plan_key == trial.plan.key), None)
+    append_finished(
+        path,
+        replace(like, agent=search.agent, seed=search.seed) if like else _finished(run, search, trial),
+    )
+
+
+def _finished(run: Run, search: Search, trial: Trial) -> Finished:
+    module, validation, _ = finalists.fine_tuned(run, trial)
+    artifact, outputs = run.export(module, run.folder.scratch("finished.onnx"), {})
+    measured = run.measure(artifact, outputs, FINISHED_MODE)
+    assert measured.speedup is not None
+    before, after = (run.task.score(network, "test").metric for network in (run.loaded.module, module))
+    drop = run.task.metric.drop(before, after)
+    run.watcher.note(f"{finalists.reached(measured)}; test split: {before:.2f} -> {after:.2f}, {drop:.2f} points lost")
+    return Finished(
+        agent=search.agent,
+        seed=search.seed,
+        plan_key=trial.plan.key,
+        speedup=measured.speedup.value,
+        speedup_ci=(measured.speedup.low, measured.speedup.high),
+        latency_ms=measured.latency_ms.value,
+        mode=FINISHED_MODE,
+        before=before,
+        after=after,
+        drop=drop,
+        validation=validation.metric,
+    )
 
 
 def _informed(entrant: Entrant, request: Request) -> bool:
@@ -113,6 +176,7 @@ class _Account:
         self._device_seconds = 0.0
         self._seen = {run.baseline_trial.plan.key}
         """the uncut model is free"""
+        self._best: Trial | None = None
 
     def evaluate(self, plan: Plan) -> Trial:
         """Like `Run.evaluate`, on this account. Raises BudgetSpent."""
@@ -159,6 +223,8 @@ class _Account:
     def _enter(self, trial: Trial) -> None:
         self._seen.add(trial.plan.key)
         measured = trial.measurement
+        if trial.score.feasible and (self._best is None or trial.score.reward > self._best.score.reward):
+            self._best = trial
         self._device_seconds += measured.device_seconds if measured else 0.0
         self.steps.append(
             Step(
@@ -171,6 +237,8 @@ class _Account:
                 key=trial.plan.key,
             )
         )
+        spent, budget = self.steps[-1].spent, self._run.request.budget
+        self._run.watcher.trial(trial, best=self._best, spent=spent, budget=budget)
 
 
 def _words(run: Run, field: Field, command: str) -> dict[str, Any]:
@@ -183,6 +251,8 @@ def _words(run: Run, field: Field, command: str) -> dict[str, Any]:
         "device": request.device,
         "source": measured.source if measured else None,
         "mode": request.search_mode,
+        "metric": run.task.metric.name,
+        "recipe": request.recipe,
         "target": target_words(asdict(request.target)),
         "budget": request.budget,
         "device_seconds": request.device_seconds,

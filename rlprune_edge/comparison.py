@@ -1,7 +1,12 @@
-"""searches.jsonl: every search of a comparison with all its candidates; it *is* the result of `compare`."""
+"""searches.jsonl: every search of a comparison with all its candidates; it *is* the result of `compare`.
+
+Beside it finished.jsonl: what became of the best plan of some of them once it was fine-tuned.
+"""
 
 # Format history of searches.jsonl:
 #   1: {"format": 1, "search": {... Search ...}}, one line a finished search, in the order in which they ended.
+# Format history of finished.jsonl:
+#   1: {"format": 1, "finished": {... Finished ...}}, one line a fine-tuned network.
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from rlprune_edge.errors import UserError
 from rlprune_edge.json_lines import append_line, read_lines
 
 FORMAT = 1
-NAME = "searches.jsonl"
+NAME, FINISHED = "searches.jsonl", "finished.jsonl"
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,29 @@ class Search:
                 raise ValueError(f"{self.agent}, seed {self.seed}: step {two.key} has spent less than the one before")
 
 
+@dataclass(frozen=True)
+class Finished:
+    """The best plan of one search, fine-tuned, measured again and tested."""
+
+    agent: str
+    seed: int
+    plan_key: str
+    speedup: float
+    speedup_ci: tuple[float, float]
+    latency_ms: float
+    mode: str
+    """of that measurement"""
+    before: float
+    """the uncut model's metric on the test split"""
+    after: float
+    drop: float
+    """points lost there"""
+    validation: float
+    """the metric on the validation split"""
+
+
 _SEARCH: TypeAdapter[Search] = TypeAdapter(Search)
+_FINISHED: TypeAdapter[Finished] = TypeAdapter(Finished)
 
 
 def append_search(path: Path, search: Search) -> None:
@@ -84,6 +111,24 @@ def load_searches(path: Path) -> tuple[Search, ...]:
     if path.exists():
         read_lines(path, read, format_=FORMAT, go_on="the same command runs what is missing")
     return tuple(found.values())
+
+
+def append_finished(path: Path, finished: Finished) -> None:
+    """Write one fine-tuned network through to the disk. Raises UserError where the disk is full."""
+    append_line(path, {"format": FORMAT, "finished": asdict(finished)}, go_on="the same command")
+
+
+def load_finished(path: Path) -> tuple[Finished, ...]:
+    """All fine-tuned networks of a comparison, in their order; none where there is no file. Raises UserError."""
+    found: list[Finished] = []
+    if path.exists():
+        read_lines(
+            path,
+            lambda entry: found.append(_FINISHED.validate_python(entry["finished"])),
+            format_=FORMAT,
+            go_on="the same command fine-tunes what is missing",
+        )
+    return tuple(found)
 
 
 def best_so_far(search: Search, at: int) -> float | None:

@@ -7,7 +7,16 @@ from html import escape
 import plotly.graph_objects as go
 
 from rlprune_edge.comparison_stats import BETTER, TIE, WORSE
-from rlprune_edge.comparison_words import curve_rows, figure_rows, how_to_read, pair_rows, standing_words, title
+from rlprune_edge.comparison_words import (
+    curve_rows,
+    figure_rows,
+    finished_rows,
+    finished_title,
+    how_to_read,
+    pair_rows,
+    standing_words,
+    title,
+)
 from rlprune_edge.report_html import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, div, layout
 from rlprune_edge.report_page import document, table
 from rlprune_edge.report_words import Figures
@@ -47,7 +56,13 @@ td.worse { color: #b34700; }
 
 def page(comparison: Figures) -> str:
     """The whole page as text. Everything that a user named is escaped."""
-    sections = [_missing(comparison), _curves(comparison), _figures(comparison), _against(comparison)]
+    sections = [
+        _missing(comparison),
+        _curves(comparison),
+        _figures(comparison),
+        _against(comparison),
+        _finished(comparison),
+    ]
     sections += [_matrix(comparison), _reading(comparison), _settings(comparison), _repeat(comparison)]
     return document(title(comparison), comparison["verdict"], sections, css=CSS)
 
@@ -150,6 +165,14 @@ def _against(comparison: Figures) -> str:
         return ""
     heading = f"Against {comparison['leader']}, seed by seed"
     return f"<section><h2>{escape(heading)}</h2>{table(rows, numbers_from=2)}</section>"
+
+
+def _finished(comparison: Figures) -> str:
+    rows = finished_rows(comparison)
+    if not rows:
+        return ""
+    heading = escape(finished_title(comparison))
+    return f'<section><h2>{heading}</h2><div class="figures">{table(rows, numbers_from=2)}</div></section>'
 
 
 def _matrix(comparison: Figures) -> str:

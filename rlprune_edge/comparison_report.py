@@ -9,10 +9,11 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
-from rlprune_edge.comparison import NAME, Search, best_so_far, load_searches
+from rlprune_edge.comparison import FINISHED, NAME, Finished, Search, best_so_far, load_finished, load_searches
 from rlprune_edge.comparison_stats import (
     BETTER,
     FLOOR,
@@ -49,7 +50,7 @@ def checkpoints(budget: int) -> tuple[int, ...]:
     return (*found, budget)
 
 
-def build_comparison(searches: Sequence[Search], request: Figures) -> Figures:
+def build_comparison(searches: Sequence[Search], request: Figures, finished: Sequence[Finished] = ()) -> Figures:
     """The content of compare.json, plain JSON values only.
 
     `request` holds `task`, `model`, `device`, `target` (in words), `budget` (candidates of a search), `seeds` (their
@@ -57,7 +58,8 @@ def build_comparison(searches: Sequence[Search], request: Figures) -> Figures:
     `value` (what is compared, in words), `device_seconds` (cap of a search), `notes` (a list), and whatever else is to
     be shown among the settings. Searches may be missing: `missing` says which.
 
-    `agents` is sorted, best first: interquartile mean at the budget, then area under the curve.
+    `agents` is sorted, best first: interquartile mean at the budget, then area under the curve. `finished` are the
+    searches' best plans that were fine-tuned, if any were.
     """
     budget = int(request["budget"])
     by_agent: dict[str, list[Search]] = {}
@@ -79,6 +81,7 @@ def build_comparison(searches: Sequence[Search], request: Figures) -> Figures:
         "missing": missing_words(request, [(s.agent, s.seed) for s in searches]),
         "agents": agents,
         "pairs": pairs,
+        "finished": [asdict(one) for one in sorted(finished, key=lambda f: (f.agent, f.seed))],
     }
     comparison["verdict"] = headline(comparison)
     content: Figures = plain(comparison)
@@ -90,7 +93,7 @@ def write_comparison(folder: Path, request: Figures) -> Figures:
 
     Fit to be called before the first search too: from then on the folder can be rendered. Raises UserError.
     """
-    comparison = build_comparison(load_searches(folder / NAME), request)
+    comparison = build_comparison(load_searches(folder / NAME), request, load_finished(folder / FINISHED))
     write_whole(folder / JSON_NAME, json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(folder / MARKDOWN_NAME, markdown(comparison))
     # plotly takes its time to load

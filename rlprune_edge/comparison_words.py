@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean
 
 from rlprune_edge.comparison_stats import BETTER, FEWEST_SEEDS, TIE, TOO_FEW, WORSE
 from rlprune_edge.report_words import Figures, count, number, place
@@ -98,6 +99,32 @@ def pair_rows(comparison: Figures) -> Rows:
     return rows if len(rows) > 1 else []
 
 
+def finished_rows(comparison: Figures) -> Rows:
+    """A heading, then what became of the best plans that were fine-tuned; nothing where none was."""
+    metric = comparison["request"].get("metric", "metric")
+    rows: Rows = [("agent", "seed", "speed-up", f"{metric}, test split", "before", "points lost", "plan")]
+    by_agent: dict[str, list[Figures]] = {}
+    for f in comparison.get("finished", ()):
+        by_agent.setdefault(f["agent"], []).append(f)
+    for agent, found in by_agent.items():
+        rows += [
+            (
+                agent,
+                str(f["seed"]),
+                f"{f['speedup']:.2f}x {_interval(f['speedup_ci'], 2)}",
+                number(f["after"], 2),
+                number(f["before"], 2),
+                number(f["drop"], 2),
+                f["plan_key"],
+            )
+            for f in found
+        ]
+        if len(found) > 1:
+            after, drop = (mean(f[key] for f in found) for key in ("after", "drop"))
+            rows.append((agent, "mean", "", number(after, 2), "", number(drop, 2), ""))
+    return rows if len(rows) > 1 else []
+
+
 def how_to_read(comparison: Figures) -> list[str]:
     """What the figures are, a sentence or two each, and what they do not say."""
     request = comparison["request"]
@@ -119,6 +146,11 @@ def how_to_read(comparison: Figures) -> list[str]:
         "verdict stands alone: with 5 seeds about one of ten true ties is called a difference.",
         f"The seeds vary the search alone: one trained model, latencies on {where}{mode}, before fine-tuning.",
     ]
+    if comparison.get("finished"):
+        lines.append(
+            "Fine-tuned: of each search the best plan that met the target when it was measured once more. The test "
+            "split was read for these figures alone; nothing was chosen by it."
+        )
     return [*lines, *request.get("notes", ())]
 
 
@@ -174,6 +206,13 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def finished_title(comparison: Figures) -> str:
+    """How the best plans were fine-tuned and measured."""
+    request = comparison["request"]
+    modes = dict.fromkeys(f["mode"] for f in comparison.get("finished", ()))
+    return f"Fine-tuned with recipe {request.get('recipe', 'prescribed')}, measured in mode {' and '.join(modes)}"
+
+
 def _titled(comparison: Figures) -> list[tuple[str, Rows]]:
     if not comparison["agents"]:
         return []
@@ -181,6 +220,7 @@ def _titled(comparison: Figures) -> list[tuple[str, Rows]]:
         ("Best so far", curve_rows(comparison)),
         ("Over the whole search", figure_rows(comparison)),
         (f"Against {comparison['leader']}, seed by seed", pair_rows(comparison)),
+        (finished_title(comparison), finished_rows(comparison)),
     ]
     return [(name, rows) for name, rows in found if rows]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
@@ -51,7 +52,8 @@ def choose(run: Run) -> tuple[Winner | None, list[dict[str, Any]]]:
     shrunk = 1.0
     for _ in range(ROUNDS):
         run.watcher.stage("finalists: measured again, with their real weights")
-        finalists = _verified(run, passed_over, shrunk)
+        left = [t for t in run.trials if t.plan.key not in passed_over and _with_margin(t, run.rung.target, shrunk)]
+        finalists = verified(run, left, most=run.rung.finalists)
         if not finalists:
             break
         winner, ratios = _judged(run, finalists, histories)
@@ -73,7 +75,7 @@ def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -
     reference = run.task.score(run.loaded.module, "validation")
     for place, trial in enumerate(_in_order(run, finalists), start=1):
         run.watcher.stage(f"fine-tuning finalist {place} of {len(finalists)}")
-        module, quality, history = _fine_tuned(run, trial)
+        module, quality, history = fine_tuned(run, trial)
         histories.append(history)
         drop = run.task.metric.drop(reference.metric, quality.metric)
         if target.max_drop is not None and drop > target.max_drop:
@@ -139,29 +141,21 @@ def meets(measurement: Measurement, target: Target, *, firmly: bool = False) -> 
     return target.memory_mb is None or (measurement.memory_mb is not None and measurement.memory_mb <= target.memory_mb)
 
 
-def _verified(run: Run, passed_over: set[str], shrunk: float) -> list[Trial]:
+def verified(run: Run, trials: Sequence[Trial], *, most: int) -> list[Trial]:
     """The best trials that meet the target when they are measured once more: the search has selected for lucky noise.
 
-    Without those `passed_over`, and such only as would meet it if they lost their speed-up down to the share `shrunk`.
     Only a quick second look, so that no training is spent on a candidate that was not fast; the proof comes at the end.
     """
     ranked = sorted(
-        (
-            t
-            for t in run.trials
-            if t.failure is None
-            and t.score.feasible
-            and t.plan.key not in passed_over
-            and _with_margin(t, run.rung.target, shrunk)
-        ),
+        (t for t in trials if t.failure is None and t.score.feasible),
         key=lambda t: -t.score.reward,
     )
     kept = run.rung.named(VERIFIED)
     known: dict[str, dict[str, Any]] = run.folder.read_json(kept) or {}
     firm: list[Trial] = []
     borderline: list[Trial] = []
-    for trial in ranked[: 2 * run.rung.finalists + 2]:
-        if len(firm) == run.rung.finalists:
+    for trial in ranked[: 2 * most + 2]:
+        if len(firm) == most:
             break
         if trial.plan.key not in known:
             try:
@@ -185,10 +179,11 @@ def _verified(run: Run, passed_over: set[str], shrunk: float) -> list[Trial]:
             firm.append(trial)
         elif known[trial.plan.key]["met"]:
             borderline.append(trial)
-    return (firm + borderline)[: run.rung.finalists]
+    return (firm + borderline)[:most]
 
 
 def _with_margin(trial: Trial, target: Target, shrunk: float) -> bool:
+    """Whether a trial would meet the target if it lost its speed-up down to this share of it."""
     measured = trial.measurement
     if measured is None or measured.speedup is None:
         return True
@@ -211,7 +206,8 @@ def _weights_matter(trial: Trial, own: Measurement) -> str | None:
     )
 
 
-def _fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[str, Any]]:
+def fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[str, Any]]:
+    """A trial's network trained by the run's recipe, its validation split's quality, and the history for the report."""
     settings = recipes.fine_tuning(run)
     module = run.make_candidate(trial.plan, {}).module
     seed = run.request.seed

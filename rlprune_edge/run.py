@@ -112,6 +112,8 @@ class Run:
     """where torch scores and trains: a GPU if there is one"""
     templates: Templates = field(default_factory=Templates)
     """what candidates of the search are written into"""
+    tells: bool = True
+    """the watcher hears of every new trial"""
     notes: list[str] = field(default_factory=list)
     searched: SearchTime = field(default_factory=lambda: SearchTime(0.0, 0.0, 0))
     probed: dict[int, int] = field(default_factory=dict)
@@ -278,7 +280,8 @@ class Run:
         )
         trial = replace(trial, score=self._score(trial, _baseline(trial) if made.uncut else self.baseline))
         self.journal.append(trial)
-        self.watcher.trial(trial, best=self.best, spent=self.candidates_spent, budget=self.rung.budget)
+        if self.tells:
+            self.watcher.trial(trial, best=self.best, spent=self.candidates_spent, budget=self.rung.budget)
         return trial
 
     def make_candidate(self, plan: Plan, seconds: dict[str, float]) -> cut.Candidate:

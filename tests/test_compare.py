@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import finish, start
 from typer.testing import CliRunner
 
 from rlprune_edge.cli import app
-from rlprune_edge.comparison import NAME, Search, load_searches
+from rlprune_edge.comparison import FINISHED, NAME, Search, load_finished, load_searches
 from rlprune_edge.errors import UserError
 from rlprune_edge.journal import Journal
 from rlprune_edge.request import AGENTS
 
-EXAMPLES = Path(__file__).parent / "examples"
 WORDS = ["--task", "own_task:Bars", "--target-speedup", "1.2", "--budget", "9", "--seeds", "2"]
 
 
@@ -28,21 +26,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def start(words: list[str], cache: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rlprune_edge", "compare", *words],
-        cwd=EXAMPLES,
-        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def run(words: list[str], cache: Path, code: int = 0) -> str:
-    process = start(words, cache)
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == code, out + err
+    returned, out, err = finish(["compare", *words], cache)
+    assert returned == code, out + err
     return out + err
 
 
@@ -77,27 +63,37 @@ def test_every_search_has_its_own_account_and_every_network_is_evaluated_once(ca
     run(["--render", str(folder)], cache)
     assert (folder / "compare.md").read_text() == before
     assert "start a new" not in run(["--resume", str(folder)], cache), "nothing is left to do"
-    assert "holds a comparison" in run_compress(["--resume", str(folder)], cache)
+    assert "holds a comparison" in finish(["compress", "--resume", str(folder)], cache)[2]
 
 
-def run_compress(words: list[str], cache: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "rlprune_edge", "compress", *words],
-        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    assert done.returncode == 2
-    return done.stderr
+def test_the_best_plans_are_fine_tuned_where_that_is_asked_for(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "finished"
+    run([*WORDS, "--agents", "uniform,random", "--out", str(folder)], cache)
+    assert json.loads((folder / "compare.json").read_text())["finished"] == []
+    run(["--resume", str(folder), "--finish", "uniform"], cache)
+    lines = load_finished(folder / FINISHED)
+    assert [(f.agent, f.seed) for f in lines] == [("uniform", 0), ("uniform", 1)]
+    first, second = lines
+    assert replace(second, seed=0) == first, "the same plan is not trained twice"
+    assert first.plan_key in steps(load_searches(folder / NAME))["uniform", 0]
+    assert first.speedup_ci[0] <= first.speedup <= first.speedup_ci[1]
+    assert first.drop == pytest.approx(first.before - first.after)
+    assert first.mode == "verify"
+    found = json.loads((folder / "compare.json").read_text())
+    assert [f["drop"] for f in found["finished"]] == [first.drop, first.drop]
+    assert "--finish uniform" in found["request"]["command"]
+    for page in ("compare.md", "compare.html"):
+        assert "Fine-tuned with recipe prescribed" in (folder / page).read_text()
+    before = (folder / FINISHED).read_bytes()
+    run(["--resume", str(folder)], cache)
+    assert (folder / FINISHED).read_bytes() == before
 
 
 def test_kill_9_then_resume_comes_to_the_same_searches(cache: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     words = [*WORDS, "--agents", "random,gp,ppo-cold"]
     run([*words, "--out", str(whole)], cache)
-    process = start([*words, "--out", str(killed)], cache)
+    process = start(["compare", *words, "--out", str(killed)], cache)
     deadline = time.monotonic() + 300
     while len(load_searches(killed / NAME)) < 2:
         assert process.poll() is None, process.communicate()
@@ -117,6 +113,7 @@ def test_kill_9_then_resume_comes_to_the_same_searches(cache: Path, tmp_path: Pa
         (["--agents", "ppo,sac"], "no agent called 'sac'"),
         (["--agents", "ppo,ppo"], "each once"),
         (["--agents", "gp:no-masks"], "only ppo can do without a part"),
+        (["--agents", "gp,tpe", "--finish", "gp,sac"], "--finish sac: not among the agents gp, tpe"),
         (["--resume", "nowhere"], "holds no run"),
         (["--render", "nowhere"], "nowhere"),
         (["--resume", "nowhere", "--budget", "3"], "cannot change it"),

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 
 from rlprune_edge import request as requests
@@ -27,7 +28,6 @@ from rlprune_edge.run_folder import RunFolder
 
 pytestmark = pytest.mark.alone
 
-EXAMPLES = Path(__file__).parent / "examples"
 BARS = [
     "--task",
     "own_task:Bars",
@@ -51,20 +51,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(words: list[str], cache: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rlprune_edge", "compress", *words],
-        cwd=EXAMPLES,
-        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return processes.start(["compress", *words], cache)
 
 
 def finish(words: list[str], cache: Path) -> tuple[int, str, str]:
-    process = start(words, cache)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    return processes.finish(["compress", *words], cache)
 
 
 def plans(folder: Path) -> list[str]:
@@ -209,7 +200,7 @@ def run_in_process(words: dict[str, Any], folder: Path) -> tuple[RunFolder, requ
 def test_the_test_split_is_read_once_for_each_network(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(processes.EXAMPLES)
     seen: list[Any] = []
 
     class Watcher(Silent):
@@ -241,7 +232,7 @@ def test_a_known_plan_costs_nothing_and_the_budget_is_kept(
 ) -> None:
     from rlprune_edge.errors import BudgetSpent
 
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(processes.EXAMPLES)
     folder, request = run_in_process({"task": "own_task:Bars", "budget": 1}, tmp_path / "run")
     with prepared(request, folder, Silent(), cache_dir=cache) as (run, tables):
         assert tables
@@ -260,7 +251,7 @@ def test_while_a_board_times_one_candidate_the_next_is_made(
 ) -> None:
     from rlprune_edge.errors import BudgetSpent
 
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(processes.EXAMPLES)
     folder, request = run_in_process({"task": "own_task:Bars", "budget": 4}, tmp_path / "run")
     with prepared(request, folder, Silent(), cache_dir=cache) as (run, _):
         # this machine under the name of a board: what happens meanwhile is the same, the figures are not looked at
@@ -305,7 +296,7 @@ def test_a_file_from_a_wrong_template_is_found_and_exported_truly(
     """What the template of a topology says is believed until ONNX Runtime and torch differ, and then no more."""
     from rlprune_edge.export.recipes import Recipe
 
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(processes.EXAMPLES)
     folder, request = run_in_process({"task": "own_task:Bars", "budget": 4}, tmp_path / "run")
     with prepared(request, folder, Silent(), cache_dir=cache) as (run, _):
         group = run.space.groups[0].name
