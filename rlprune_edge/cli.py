@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from rlprune_edge import __version__, cli_compare, cli_device, cli_profile, errors
+from rlprune_edge.cli_ends import resumable
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
 from rlprune_edge.places import cache_dir
@@ -221,23 +222,13 @@ def compress(
         folder = RunFolder.create(out or default, request)
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     began = time.perf_counter()
-    try:
-        with ConsoleWatcher(console) as watcher:
-            from rlprune_edge.compress import compress as run_compress
+    with (
+        resumable("compress", folder, console, new=resume is None),
+        ConsoleWatcher(console) as watcher,
+    ):
+        from rlprune_edge.compress import compress as run_compress
 
-            outcome = run_compress(request, folder, watcher, cache_dir=cache_dir())
-    except UserError:
-        if resume is None:
-            folder.discard()  # nothing was found yet: the corrected command may use the same folder
-        raise
-    except KeyboardInterrupt:
-        console.print(f"\ninterrupted. Go on with: rlprune-edge compress --resume {folder.path}", soft_wrap=True)
-        raise typer.Exit(errors.EXIT_INTERRUPTED) from None
-    except DeviceError as error:
-        hint = "Nothing measured so far is lost. Put it right, then go on with: rlprune-edge compress --resume"
-        raise DeviceError(error.kind, f"{error}\n{hint} {folder.path}") from error
-    finally:
-        folder.close()
+        outcome = run_compress(request, folder, watcher, cache_dir=cache_dir())
     if as_json:
         typer.echo(json.dumps(outcome.report))
     _print_summary(console, folder.path, outcome.report)

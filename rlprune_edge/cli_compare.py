@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rlprune_edge import errors
+from rlprune_edge.cli_ends import resumable
 from rlprune_edge.console import ConsoleWatcher
-from rlprune_edge.errors import DeviceError, UserError
+from rlprune_edge.errors import UserError
 from rlprune_edge.places import cache_dir
 from rlprune_edge.request import AGENTS
 
@@ -110,22 +110,12 @@ def compare(
         folder.write_json(FIELD, asdict(field))
     console.print(f"comparison folder: {folder.path}", soft_wrap=True)
     began = time.perf_counter()
-    try:
-        with ConsoleWatcher(console) as watcher:
-            command = _command(field, request.command())
-            found = run_compare(request, field, folder, watcher, cache_dir=cache_dir(), command=command)
-    except UserError:
-        if resume is None:
-            folder.discard(FIELD)
-        raise
-    except KeyboardInterrupt:
-        console.print(f"\ninterrupted. Go on with: rlprune-edge compare --resume {folder.path}", soft_wrap=True)
-        raise typer.Exit(errors.EXIT_INTERRUPTED) from None
-    except DeviceError as error:
-        hint = "Nothing measured so far is lost. Put it right, then go on with: rlprune-edge compare --resume"
-        raise DeviceError(error.kind, f"{error}\n{hint} {folder.path}") from error
-    finally:
-        folder.close()
+    with (
+        resumable("compare", folder, console, new=resume is None, beside=(FIELD,)),
+        ConsoleWatcher(console) as watcher,
+    ):
+        command = _command(field, request.command())
+        found = run_compare(request, field, folder, watcher, cache_dir=cache_dir(), command=command)
     _show(console, folder.path, found, as_json=as_json)
     console.print(f"{time.perf_counter() - began:.0f} s in all", style="dim")
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rlprune_edge import errors
+from rlprune_edge.cli_ends import resumable
 from rlprune_edge.console import ConsoleWatcher
-from rlprune_edge.errors import DeviceError, UserError
+from rlprune_edge.errors import UserError
 from rlprune_edge.places import cache_dir
 from rlprune_edge.request import Request
 
@@ -68,23 +68,13 @@ def profile(
     console.print(f"profile folder: {folder.path}", soft_wrap=True)
     words = request.model_copy(update={"budget": BUDGET}).command().replace("compress", "profile", 1)
     words += f" --plans {plans} --held-out {held_out}"
-    try:
-        with ConsoleWatcher(console) as watcher:
-            found = run_profile(
-                request, folder, watcher, plans=plans, held_out=held_out, cache_dir=cache_dir(), command=words
-            )
-    except UserError:
-        if resume is None:
-            folder.discard(COUNTS)
-        raise
-    except KeyboardInterrupt:
-        console.print(f"\ninterrupted. Go on with: rlprune-edge profile --resume {folder.path}", soft_wrap=True)
-        raise typer.Exit(errors.EXIT_INTERRUPTED) from None
-    except DeviceError as error:
-        hint = "Nothing measured so far is lost. Put it right, then go on with: rlprune-edge profile --resume"
-        raise DeviceError(error.kind, f"{error}\n{hint} {folder.path}") from error
-    finally:
-        folder.close()
+    with (
+        resumable("profile", folder, console, new=resume is None, beside=(COUNTS,)),
+        ConsoleWatcher(console) as watcher,
+    ):
+        found = run_profile(
+            request, folder, watcher, plans=plans, held_out=held_out, cache_dir=cache_dir(), command=words
+        )
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     for line in lines(found):

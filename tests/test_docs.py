@@ -69,9 +69,10 @@ def run(command: str, cwd: Path, cache: Path, *, tiny: bool = False) -> str:
     words = shlex.split(command)
     if words[0] == "rlprune-edge":
         words[:1] = [sys.executable, "-m", "rlprune_edge"]
-        if words[3] == "compare" and "--render" not in words:
+        begins = not {"--render", "--resume"} & set(words)
+        if words[3] == "compare" and begins:
             words += FEWER
-        if tiny and "--render" not in words:
+        if tiny and begins:
             words += TINY
         if words[3] == "compress":
             task = words[words.index("--task") + 1] if "--task" in words else "digits"
@@ -191,7 +192,9 @@ def test_the_commands_of_the_page_on_the_search_run_in_their_order(cache: Path, 
     shutil.copy(ROOT / "tests" / "examples" / "own_task.py", tmp_path)
     said = [run(command, tmp_path, cache, tiny=True) for job in blocks(SEARCH) for command in job]
     assert "its policy and" in said[1]
-    assert all("knapsack" in text for text in said[2:])
+    assert all("knapsack" in text for text in said[2:6])
+    assert "Fine-tuned with recipe prescribed" in said[5]
+    assert "rung 3 of 3" in said[6]
     assert (tmp_path / "runs" / "field" / "compare.html").is_file()
 
 

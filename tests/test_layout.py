@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
+CLI = ("cli", "cli_compare", "cli_device", "cli_ends", "cli_profile")
 SPINE = {
     f"rlprune_edge/{name}.py"
     for name in (
@@ -27,7 +28,7 @@ SPINE = {
             "compare",
             "profile",
         ),
-        *("cli", "cli_compare", "cli_device", "cli_profile"),
+        *CLI,
     )
 }
 HOMES = {
@@ -61,8 +62,8 @@ HOMES = {
     "safetensors": ("rlprune_edge/tasks/weights.py",),
     "plotly": ("rlprune_edge/report_html.py", "rlprune_edge/comparison_html.py"),
     "paramiko": ("rlprune_edge/device/ssh.py", "rlprune_edge/device/ssh_login.py"),
-    "typer": tuple(f"rlprune_edge/{name}.py" for name in ("cli", "cli_compare", "cli_device", "cli_profile")),
-    "rich": tuple(f"rlprune_edge/{name}.py" for name in ("cli", "cli_compare", "cli_device", "cli_profile", "console")),
+    "typer": tuple(f"rlprune_edge/{name}.py" for name in CLI),
+    "rich": tuple(f"rlprune_edge/{name}.py" for name in (*CLI, "console")),
 }
 TORCH = (
     *(f"rlprune_edge/{name}.py" for name in ("inputs", "encoders", "layout", "precision")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -143,7 +143,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         """Evaluate a plan, let the latency model learn from it; the trial, and whether the plan is new here."""
         return self._learned(self.evaluate(plan))
 
-    def try_plans(self, plans: Sequence[Plan]) -> Iterator[tuple[Trial, bool]]:
+    def try_plans(self, plans: Iterable[Plan]) -> Iterator[tuple[Trial, bool]]:
         """`try_plan` of each in their order, which is decided beforehand: the next is made while one is being timed."""
         yield from map(self._learned, self.evaluate_all(plans))
 

@@ -8,7 +8,8 @@ evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 from sb3_contrib import MaskablePPO
@@ -40,6 +41,8 @@ CHANGED = 0.15
 """share of the factors on the knapsack's costs that are drawn anew around the best ones"""
 SOLUTIONS = 40
 """of the knapsack a round"""
+SHOWN = (0.25, 0.5, 0.75)
+"""share of a round that is solved by the knapsack near its best factors: at least, at first, at most"""
 PER_ROUND = (8, 30)
 ROUNDS = 5
 """that a budget is divided into, if that gives each a sensible size"""
@@ -87,9 +90,10 @@ def search(
         if shown is not None:
             pool |= {plan.key: plan for plan in shown.plans(SOLUTIONS)}
         fresh = [plan for key, plan in pool.items() if key not in env.trials]
-        chosen = promise.most(fresh, per_round - at_random)
+        solved = round(shown.share * (per_round - at_random)) if shown is not None else 0
+        chosen = promise.most(fresh, per_round - at_random - solved)
         chosen += [random_plan(env, rng) for _ in range(at_random if fresh else per_round)]
-        tally.propose_all(chosen)
+        tally.propose_all(chosen if shown is None else chain(chosen, shown.one_by_one(solved)))
 
 
 def introduce(
@@ -125,6 +129,22 @@ class Demonstrator:
         self._knapsack = Knapsack(env.model, prior)
         self._factors: dict[str, Coefficients] = {}
         self._solved = 0
+
+    @property
+    def share(self) -> float:
+        """Of a round, for knapsack plans alone: as they and all others have raised the best so far."""
+        least, first, most = SHOWN
+        best, mine, others = -np.inf, 0, 0
+        for trial in self._env.trials.values():
+            if trial.score.feasible and trial.score.reward > best:
+                best = trial.score.reward
+                mine, others = (mine + 1, others) if trial.plan.key in self._factors else (mine, others + 1)
+        return min(most, max(least, (first + mine) / (1.0 + mine + others)))
+
+    def one_by_one(self, count: int) -> Iterator[Plan]:
+        """So many plans, each solved when it is asked for, near the best ones by then."""
+        for _ in range(count):
+            yield from self.plans(1)
 
     def plans(self, count: int) -> list[Plan]:
         """Distinct plans of at most `count` solutions under the latency model as it is now."""

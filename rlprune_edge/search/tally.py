@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from rlprune_edge.records import Plan, Trial
 from rlprune_edge.search.end import SearchEnd
@@ -26,8 +26,8 @@ class Tally:
         self.count(trial, new=new)
         return trial, new
 
-    def propose_all(self, plans: Sequence[Plan]) -> None:
-        """`propose` each of a batch, in its order."""
+    def propose_all(self, plans: Iterable[Plan]) -> None:
+        """`propose` each of a batch, in its order; what is made on the way may rest on the trials before."""
         for trial, new in self._env.try_plans(plans):
             self._env.episodes += 1
             self.count(trial, new=new)

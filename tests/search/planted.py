@@ -188,11 +188,11 @@ class Planted:
         loss = self.loss(plan)
         return Quality(metric=10.0 + 82.0 * math.exp(-0.6 * (loss - 0.2)), loss=loss, examples=1000)
 
-    def sensitivity(self) -> Sensitivity:
-        """What the single cuts truly cost, scored as the spine scores them."""
+    def sensitivity(self, *, most: int | None = None) -> Sensitivity:
+        """What the single cuts, at most so many, truly cost, scored as the spine scores them."""
         groups: dict[str, dict[int, float]] = {}
         blocks: dict[str, float] = {}
-        for name, width, plan in probes(self.space):
+        for name, width, plan in probes(self.space, most=most):
             left = loss_quality(self.loss(plan), uncut_loss=self.baseline.quality.loss, chance_loss=CHANCE)
             if width is None:
                 blocks[name] = 1.0 - left

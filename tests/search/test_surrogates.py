@@ -85,14 +85,15 @@ def test_asking_before_learning_is_an_error() -> None:
 
 
 def test_a_batch_is_spread_out_and_what_meets_the_budget_comes_first() -> None:
-    planted = Planted(seed=2)
+    planted = Planted(seed=3)
     env = planted.env(TWICE, 1000)
-    for plan in drawn(env, 10, seed=0):
+    for plan in drawn(env, 40, seed=0):
         env.try_plan(plan)
     promise = Promise(env, PlanModel(env.model.arrays, None))
     rng = np.random.default_rng(0)
     best = max(env.trials.values(), key=lambda t: t.score.reward).plan
     pool = list({p.key: p for p in (mutated(env, best, rng) for _ in range(150))}.values())
+    assert len(pool) > 50
     chosen = promise.most(pool, 10)
     assert len({p.key for p in chosen}) == 10
     alone = promise.rewards(*encoded(env, pool))

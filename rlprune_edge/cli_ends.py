@@ -1,0 +1,41 @@
+"""How long commands end when they do not end well: what is kept, and what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from rlprune_edge.errors import EXIT_INTERRUPTED, DeviceError, UserError
+
+if TYPE_CHECKING:
+    from rlprune_edge.run_folder import RunFolder
+
+
+@contextmanager
+def resumable(
+    command: str, folder: RunFolder, console: Console, *, new: bool, beside: tuple[str, ...] = ()
+) -> Iterator[None]:
+    """Work in a folder of `command`, `compress` say, and close it.
+
+    Ctrl-C and a failed device say how to go on. A `new` folder without any trial is taken away again where the words
+    were wrong, with the files `beside` the request: the corrected command may use it.
+    """
+    again = f"rlprune-edge {command} --resume {folder.path}"
+    try:
+        yield
+    except UserError:
+        if new:
+            folder.discard(*beside)
+        raise
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted. Go on with: {again}", soft_wrap=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except DeviceError as error:
+        hint = "Nothing measured so far is lost. Put it right, then go on with:"
+        raise DeviceError(error.kind, f"{error}\n{hint} {again}") from error
+    finally:
+        folder.close()
