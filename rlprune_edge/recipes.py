@@ -78,10 +78,12 @@ def choose(run: Run, module: torch.nn.Module) -> None:
     if chosen is None:
         chosen = _chosen(run, module)
         run.folder.write_json(CHOSEN, chosen)
-    run.notes.append(
+    said = (
         f"learning rate {chosen['learning_rate']:g} with a {chosen['schedule']} schedule was the best of "
         f"{len(chosen['tried'])} settings that were tried for up to {STEPS} steps each, by the loss on validation"
     )
+    if said not in run.notes:  # a ladder asks on every rung
+        run.notes.append(said)
 
 
 def _chosen(run: Run, module: torch.nn.Module) -> dict[str, Any]:

@@ -29,7 +29,11 @@ def describe(path: Path, *, max_difference: float) -> OnnxArtifact:
 
 
 def described(path: Path, model: onnx.ModelProto, *, sha256: str, size: int, max_difference: float) -> OnnxArtifact:
-    """As `describe`, of a valid model that was read already, whose weights are gone afterwards (or were before)."""
+    """As `describe`, of a valid model that was read already, whose weights are gone afterwards (or were before).
+
+    `graph_sha256` is of what a board is sent to time. Latency does not depend on weight values (eight kinds of them,
+    1.31 to 1.38 ms: within noise), so that is what a measurement belongs to.
+    """
     weights = {t.name for t in model.graph.initializer}
     graph = hashlib.sha256(skeleton.bare_model(model)[0]).hexdigest()
     return OnnxArtifact(
@@ -94,17 +98,6 @@ def sha256_of(path: Path) -> str:
 def _hashed(path: Path, _version: tuple[int, ...]) -> str:
     # the uncut model's file is asked for with every candidate: 440 MB of BERT took a third of a second each time
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def graph_sha256(model: onnx.ModelProto) -> str:
-    """Hash of the graph without the values of its weights: of what is sent to a board to be timed.
-
-    Latency does not depend on weight values (eight kinds of values, 1.31-1.38 ms: within noise), so this is what a
-    measurement belongs to. `model` is not changed.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return hashlib.sha256(skeleton.bare_model(copy)[0]).hexdigest()
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
