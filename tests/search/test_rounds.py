@@ -16,8 +16,10 @@ from rlprune_edge.search.agents import AGENTS, entrant, search
 from rlprune_edge.search.imagination import Imagination
 from rlprune_edge.search.imitation import imitate, lesson
 from rlprune_edge.search.knapsack import Knapsack
+from rlprune_edge.search.moves import mutated
 from rlprune_edge.search.parts import Parts
 from rlprune_edge.search.ppo import PpoSettings, _agent
+from rlprune_edge.search.rounds import SHOWN, Demonstrator
 from rlprune_edge.search.warm_start import WarmStart, known_from
 
 TWICE = Target(speedup=2.0)
@@ -114,3 +116,34 @@ def test_the_policy_is_saved_and_a_warm_start_uses_it_and_what_was_found(tmp_pat
     assert any(not torch.equal(begun[name], ended[name]) for name in begun), "it has learned on"
     with pytest.raises(UserError, match="policy of another search"):
         search("ppo", planted.env(other, 12), seed=0, budget=12, warm_start=WarmStart(file))
+
+
+def test_whoever_raises_the_best_has_more_of_the_next_round() -> None:
+    planted = Planted(seed=2)
+    env = planted.env(TWICE, 1000, sensitivity=planted.sensitivity())
+    assert env.prior is not None
+    rng = np.random.default_rng(0)
+    shown = Demonstrator(env, env.prior, rng)
+    least, first, most = SHOWN
+    assert shown.share == first
+    for plan in shown.one_by_one(1):
+        env.try_plan(plan)
+    assert shown.share == most, "the first plan that meets the budget was its own"
+    best = next(iter(env.trials.values()))
+    while len(env.trials) < 40:
+        env.try_plan(mutated(env, max(env.trials.values(), key=lambda t: t.score.reward).plan, rng))
+    assert max(t.score.reward for t in env.trials.values()) > best.score.reward
+    assert least <= shown.share < first, "since then others have raised it"
+
+
+def test_knapsack_plans_are_solved_when_they_are_asked_for() -> None:
+    """So that each rests on what was measured of the one before."""
+    planted = Planted(seed=2)
+    env = planted.env(TWICE, 1000, sensitivity=planted.sensitivity())
+    assert env.prior is not None
+    shown = Demonstrator(env, env.prior, np.random.default_rng(0))
+    errors = []
+    for plan in shown.one_by_one(6):
+        errors.append(abs(env.model.predict_ms(plan) / planted.latency_ms(plan) - 1))
+        env.try_plan(plan)
+    assert errors[-1] < errors[0]
