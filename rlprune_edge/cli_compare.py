@@ -23,9 +23,10 @@ from rlprune_edge.request import AGENTS
 FIELD = "field.json"
 """in the comparison's folder: who is compared, with which seeds"""
 USUAL_SPEEDUP = 2.0
+USUAL_MODES = {"search_mode": "brief", "final_mode": "verify"}
 REQUESTED = (
     *("task", "model", "weights", "data", "device", "threads", "target_speedup", "budget", "device_seconds"),
-    *("search_examples", "calibration_examples", "search_mode", "recipe"),
+    *("search_examples", "calibration_examples", "search_mode", "final_mode", "recipe"),
 )
 """flags that say the same as they do for `compress`"""
 
@@ -60,6 +61,9 @@ def compare(
     ] = None,
     finish: Annotated[
         str | None, typer.Option(help="Agents whose best plans are fine-tuned, measured again and tested, with commas.")
+    ] = None,
+    final_mode: Annotated[
+        str | None, typer.Option(help="How they are measured: report, verify or reward. [default: verify]")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="How they are fine-tuned; as for `compress`.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for it. [default: runs/compare-TASK-TIME]")] = None,
@@ -101,8 +105,7 @@ def compare(
     else:
         request = requests.make(asked, config)
         usual: dict[str, Any] = {} if request.target.hard else {"target_speedup": USUAL_SPEEDUP}
-        if "search_mode" not in request.model_fields_set:
-            usual["search_mode"] = "brief"
+        usual |= {name: word for name, word in USUAL_MODES.items() if name not in request.model_fields_set}
         request = requests.make(asked | usual, config)
         field = Field(tuple(agents.split(",")), tuple(range(seeds)), _words(finish))
         default = Path("runs") / f"compare-{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"

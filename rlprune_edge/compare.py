@@ -36,7 +36,6 @@ from rlprune_edge.search.agents import Entrant
 from rlprune_edge.search.env import PruningEnv
 from rlprune_edge.search.sensitivity import Sensitivity
 
-FINISHED_MODE = "verify"
 PROBED = 0.4
 """share of a budget that probes of single cuts may take"""
 
@@ -119,7 +118,7 @@ def _finish(run: Run, search: Search) -> None:
 def _finished(run: Run, search: Search, trial: Trial) -> Finished:
     module, validation, _ = finalists.fine_tuned(run, trial)
     artifact, outputs = run.export(module, run.folder.scratch("finished.onnx"), {})
-    measured = run.measure(artifact, outputs, FINISHED_MODE)
+    measured = run.measure(artifact, outputs, run.request.final_mode)
     assert measured.speedup is not None
     before, after = (run.task.score(network, "test").metric for network in (run.loaded.module, module))
     drop = run.task.metric.drop(before, after)
@@ -131,7 +130,7 @@ def _finished(run: Run, search: Search, trial: Trial) -> Finished:
         speedup=measured.speedup.value,
         speedup_ci=(measured.speedup.low, measured.speedup.high),
         latency_ms=measured.latency_ms.value,
-        mode=FINISHED_MODE,
+        mode=run.request.final_mode,
         before=before,
         after=after,
         drop=drop,

@@ -68,7 +68,7 @@ def test_every_search_has_its_own_account_and_every_network_is_evaluated_once(ca
 
 def test_the_best_plans_are_fine_tuned_where_that_is_asked_for(cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "finished"
-    run([*WORDS, "--agents", "uniform,random", "--out", str(folder)], cache)
+    run([*WORDS, "--agents", "uniform,random", "--final-mode", "reward", "--out", str(folder)], cache)
     assert json.loads((folder / "compare.json").read_text())["finished"] == []
     run(["--resume", str(folder), "--finish", "uniform"], cache)
     lines = load_finished(folder / FINISHED)
@@ -78,7 +78,7 @@ def test_the_best_plans_are_fine_tuned_where_that_is_asked_for(cache: Path, tmp_
     assert first.plan_key in steps(load_searches(folder / NAME))["uniform", 0]
     assert first.speedup_ci[0] <= first.speedup <= first.speedup_ci[1]
     assert first.drop == pytest.approx(first.before - first.after)
-    assert first.mode == "verify"
+    assert first.mode == "reward"
     found = json.loads((folder / "compare.json").read_text())
     assert [f["drop"] for f in found["finished"]] == [first.drop, first.drop]
     assert "--finish uniform" in found["request"]["command"]

@@ -35,7 +35,9 @@ DATA = ROOT.parent / "shared"
 CHEAPER = shlex.split("--budget 3 --epochs 1 --finalists 1 --final-mode reward --target-speedup 1.2")
 # An epoch over 45,000 images takes half an hour on one core, and probing every single cut minutes.
 # A network of 13 microseconds is mostly overhead, which the latency model has to learn first: 3 candidates do not do.
-FEWER = shlex.split("--budget 4 --seeds 1 --agents knapsack,random --target-speedup 1.2 --search-examples 100")
+FEWER = shlex.split(
+    "--budget 4 --seeds 1 --agents knapsack,random --target-speedup 1.2 --search-examples 100 --final-mode reward"
+)
 TINY = shlex.split("--task own_task:Bars")
 """where what is shown does not depend on the network"""
 OTHERWISE = {
