@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlprune_edge import recipes
+from rlprune_edge import finalists, recipes
 from rlprune_edge import request as requests
 from rlprune_edge.compress import prepared
 from rlprune_edge.progress import Silent
@@ -76,3 +76,23 @@ def test_auto_takes_what_did_best_on_validation_and_a_resumed_run_keeps_it(
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(Exception, match="--recipe fast is not known: choose prescribed, long, auto"):
         requests.make({"recipe": "fast"})
+
+
+def test_short_fine_tunings_with_two_seeds_put_finalists_in_order_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(recipes, "LEAST_STEPS", 4)
+    folder = RunFolder.create(tmp_path / "run", requests.make(BARS | {"search_mode": "brief"}))
+    with prepared(requests.make(BARS | {"search_mode": "brief"}), folder, Silent(), cache_dir=cache) as (run, _):
+        groups = [g.name for g in run.space.groups]
+        trials = [run.evaluate(run.space.plan(dict.fromkeys(groups, width))) for width in (2, 20)]
+        ordered = finalists._in_order(run, trials)
+        losses = folder.read_json(finalists.SHORT)
+        assert {key: len(found) for key, found in losses.items()} == {t.plan.key: finalists.SEEDS for t in trials}
+        means = [sum(losses[t.plan.key]) for t in ordered]
+        assert means == sorted(means)
+        assert len(set(losses[trials[1].plan.key])) == finalists.SEEDS, "each seed sees the data in another order"
+        monkeypatch.setattr(recipes, "short_test", None)  # nothing is tried again
+        assert finalists._in_order(run, trials) == ordered
+    folder.close()
