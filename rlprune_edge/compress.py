@@ -26,12 +26,13 @@ from rlprune_edge.progress import Watcher
 from rlprune_edge.prune import space, structure
 from rlprune_edge.records import PruningSpace, Trial, WidthTimes
 from rlprune_edge.request import Request
-from rlprune_edge.run import Run, SearchTime
+from rlprune_edge.run import Run
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import agents, staircase
 from rlprune_edge.search.env import PruningEnv
 from rlprune_edge.search.parts import Parts
 from rlprune_edge.search.warm_start import WarmStart, known_from
+from rlprune_edge.search_time import SearchTime
 from rlprune_edge.tasks.catalog import is_factory, load_own_model, load_task
 from rlprune_edge.tasks.task import LoadedModel, Task
 

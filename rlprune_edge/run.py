@@ -30,6 +30,7 @@ from rlprune_edge.request import Request
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.rungs import Rung
 from rlprune_edge.search import reward
+from rlprune_edge.search_time import SearchTime
 from rlprune_edge.tasks.task import LoadedModel, Task
 
 BASELINE = "baseline.onnx"
@@ -56,34 +57,6 @@ class _Prepared:
             raise UserError(f"The uncut model itself cannot be used: {error}") from error
         self.path.unlink(missing_ok=True)
         self.failure = Failure(error.kind, str(error))
-
-
-@dataclass(frozen=True)
-class SearchTime:
-    """Where the time of this process's search went; what an earlier one had evaluated is not in it."""
-
-    seconds: float
-    """on the clock"""
-    device_seconds: float
-    candidates: int
-
-    def __add__(self, other: SearchTime) -> SearchTime:
-        """Of two rungs."""
-        return SearchTime(
-            self.seconds + other.seconds,
-            self.device_seconds + other.device_seconds,
-            self.candidates + other.candidates,
-        )
-
-    @property
-    def figures(self) -> dict[str, float | None]:
-        """For the report; `None` where nothing was evaluated."""
-        new = self.candidates > 0
-        return {
-            "search_seconds": self.seconds,
-            "seconds_per_candidate": self.seconds / self.candidates if new else None,
-            "device_idle_share": max(0.0, 1.0 - self.device_seconds / self.seconds) if new else None,
-        }
 
 
 @dataclass
