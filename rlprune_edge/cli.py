@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import typer
 from rich.console import Console
 
-from rlprune_edge import __version__, cli_compare, cli_device, cli_profile, errors
+from rlprune_edge import __version__, cli_bundle, cli_compare, cli_device, cli_profile, errors
 from rlprune_edge.cli_ends import resumable
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
@@ -35,9 +35,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bundle_app = typer.Typer(help="Verify, inspect and run finished bundles.", no_args_is_help=True)
 app.add_typer(cli_device.app, name="device")
-app.add_typer(bundle_app, name="bundle")
+app.add_typer(cli_bundle.app, name="bundle")
 app.command("compare")(cli_compare.compare)
 app.command("profile")(cli_profile.profile)
 
@@ -176,6 +175,7 @@ def compress(
         str | None,
         typer.Option(help="Last measurement: report (minutes), verify, or reward (a quick try). [default: report]"),
     ] = None,
+    sign: Annotated[Path | None, typer.Option(help="Sign the bundle with this private key (Ed25519).")] = None,
     profile: Annotated[
         Path | None, typer.Option(help="What `rlprune-edge profile` wrote: search with its table.")
     ] = None,
@@ -203,6 +203,7 @@ def compress(
         words["max_memory_mb"] = requests.megabytes(max_memory)
     words["warm_start"] = str(warm_start) if warm_start is not None else None
     words["profile"] = str(profile) if profile is not None else None
+    words["sign"] = str(sign) if sign is not None else None
     console = Console(stderr=as_json, highlight=False)
     if resume is not None:
         given = sorted(k for k, v in words.items() if v is not None) + [
@@ -216,8 +217,10 @@ def compress(
         folder, request = RunFolder.reopen(resume)
         if folder.read_json(cli_compare.FIELD) is not None:
             raise UserError(f"{resume} holds a comparison.\nType: rlprune-edge compare --resume {resume}")
+        signer = cli_bundle.signer_of(request.sign)
     else:
         request = requests.make(words, config)
+        signer = cli_bundle.signer_of(request.sign)  # hours before it is used: a wrong file is said now
         default = Path("runs") / f"{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = RunFolder.create(out or default, request)
     console.print(f"run folder: {folder.path}", soft_wrap=True)
@@ -228,7 +231,7 @@ def compress(
     ):
         from rlprune_edge.compress import compress as run_compress
 
-        outcome = run_compress(request, folder, watcher, cache_dir=cache_dir())
+        outcome = run_compress(request, folder, watcher, cache_dir=cache_dir(), sign=signer and signer.sign)
     if as_json:
         typer.echo(json.dumps(outcome.report))
     _print_summary(console, folder.path, outcome.report)
@@ -331,40 +334,3 @@ def report_command(
         typer.echo(json.dumps(report))
     else:
         _print_summary(Console(highlight=False), run_dir, report)
-
-
-@bundle_app.command("verify")
-def bundle_verify(bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
-    """Check every file's hash and that the model reproduces its golden outputs."""
-    from rlprune_edge.bundle.verify import verify
-
-    for line in verify(bundle_dir):
-        typer.echo(f"ok {line}")
-
-
-@bundle_app.command("inspect")
-def bundle_inspect(bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")]) -> None:
-    """Print a bundle's manifest as JSON."""
-    from rlprune_edge.bundle.verify import inspect
-
-    typer.echo(json.dumps(inspect(bundle_dir), indent=1))
-
-
-@bundle_app.command("run")
-def bundle_run(
-    bundle_dir: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    file: Annotated[
-        Path | None, typer.Argument(help="A .npy array, an image, a recording, or texts line by line.")
-    ] = None,
-    text: Annotated[str | None, typer.Option(help="A text instead, for models of texts.")] = None,
-) -> None:
-    """Run a bundle's model on an input and print what it says as JSON."""
-    from rlprune_edge.bundle import verify as bundles
-
-    if file is not None and text is None:
-        answer = bundles.run_file(bundle_dir, file)
-    elif text is not None and file is None:
-        answer = bundles.run(bundle_dir, text)
-    else:
-        raise UserError("Give one input: a file, or --text with a text.")
-    typer.echo(json.dumps(answer))

@@ -23,6 +23,7 @@ from rlprune_edge.request import AGENTS
 FIELD = "field.json"
 """in the comparison's folder: who is compared, with which seeds"""
 USUAL_SPEEDUP = 2.0
+USUAL_SEEDS = 5
 USUAL_MODES = {"search_mode": "brief", "final_mode": "verify"}
 REQUESTED = (
     *("task", "model", "weights", "data", "device", "threads", "target_speedup", "budget", "device_seconds"),
@@ -33,9 +34,20 @@ REQUESTED = (
 
 def compare(
     agents: Annotated[
-        str, typer.Option(help="Searchers, with commas between them; ppo:no-surrogate+no-masks is PPO without these.")
-    ] = ",".join(AGENTS),
-    seeds: Annotated[int, typer.Option(min=1, help="How often each agent searches: seeds 0, 1, ...")] = 5,
+        str | None,
+        typer.Option(
+            help="Searchers, with commas between them; ppo:no-surrogate+no-masks is PPO without these. With --resume "
+            f"they join those that are there. [default: {','.join(AGENTS)}]"
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How often each agent searches: seeds 0, 1, ...; with --resume it may be raised. "
+            f"[default: {USUAL_SEEDS}]",
+        ),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="As for `compress`.")] = None,
     model: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     weights: Annotated[str | None, typer.Option(help="Likewise.")] = None,
@@ -101,13 +113,13 @@ def compare(
                 f"change it.\nType: rlprune-edge compare --resume {resume}"
             )
         folder, request = RunFolder.reopen(resume)
-        field = _field(folder, finish)
+        field = _field(folder, agents, seeds, finish)
     else:
         request = requests.make(asked, config)
         usual: dict[str, Any] = {} if request.target.hard else {"target_speedup": USUAL_SPEEDUP}
         usual |= {name: word for name, word in USUAL_MODES.items() if name not in request.model_fields_set}
         request = requests.make(asked | usual, config)
-        field = Field(tuple(agents.split(",")), tuple(range(seeds)), _words(finish))
+        field = Field(_words(agents) or AGENTS, tuple(range(seeds or USUAL_SEEDS)), _words(finish))
         default = Path("runs") / f"compare-{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = RunFolder.create(out or default, request, command="compare")
         folder.write_json(FIELD, asdict(field))
@@ -127,8 +139,8 @@ def _words(text: str | None) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
-def _field(folder: Any, finish: str | None) -> Any:
-    """Who is compared in a folder; `finish` may name more agents whose best plans are fine-tuned."""
+def _field(folder: Any, agents: str | None, seeds: int | None, finish: str | None) -> Any:
+    """Who is compared in a folder: those that are there, and what else is asked for now."""
     from rlprune_edge.compare import Field
 
     known = folder.read_json(FIELD)
@@ -136,8 +148,15 @@ def _field(folder: Any, finish: str | None) -> Any:
         raise UserError(
             f"{folder.path} holds a run and no comparison.\nType: rlprune-edge compress --resume {folder.path}"
         )
-    more = dict.fromkeys((*known.get("finish", ()), *_words(finish)))
-    field = Field(tuple(known["agents"]), tuple(known["seeds"]), tuple(more))
+    if seeds is not None and seeds < len(known["seeds"]):
+        raise UserError(
+            f"--seeds {seeds}: this comparison has {len(known['seeds'])} seeds already, and none is taken away."
+        )
+    field = Field(
+        tuple(dict.fromkeys((*known["agents"], *_words(agents)))),
+        tuple(range(seeds or len(known["seeds"]))),
+        tuple(dict.fromkeys((*known["finish"], *_words(finish)))),
+    )
     folder.write_json(FIELD, asdict(field))
     return field
 

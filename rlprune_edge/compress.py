@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,13 +54,22 @@ class Outcome:
     report: dict[str, Any]
 
 
-def compress(request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path) -> Outcome:
+def compress(
+    request: Request,
+    folder: RunFolder,
+    watcher: Watcher,
+    *,
+    cache_dir: Path,
+    sign: Callable[[bytes], bytes] | None = None,
+) -> Outcome:
     """Run `request` to its end in `folder`, going on from whatever the folder already holds.
 
+    `sign` makes the bundle's signature, see `bundle/signature.py`; it is the caller's, who can ask for a passphrase.
     Resuming is replaying: with the same seed the agent proposes the same plans, the journal answers those it knows at
     no cost, and the first unknown plan is where the search goes on.
     """
     with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
+        run.sign = sign
         ladder.climb(run, lambda: _search(run, tables))
         return Outcome(*deliver.deliver(run))
 

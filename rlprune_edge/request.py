@@ -104,6 +104,8 @@ class Request(BaseModel):
     batch_size: int | None = Field(None, ge=1)
     distillation: bool = True
     final_mode: str = "report"
+    sign: str | None = None
+    """file of the private key that the bundle is signed with"""
 
     @property
     def training(self) -> dict[str, Any] | None:

@@ -87,6 +87,8 @@ class Run:
     """what candidates of the search are written into"""
     tells: bool = True
     """the watcher hears of every new trial"""
+    sign: Callable[[bytes], bytes] | None = None
+    """makes a bundle's signature out of its sums"""
     notes: list[str] = field(default_factory=list)
     searched: SearchTime = field(default_factory=lambda: SearchTime(0.0, 0.0, 0))
     probed: dict[int, int] = field(default_factory=dict)

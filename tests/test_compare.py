@@ -84,9 +84,15 @@ def test_the_best_plans_are_fine_tuned_where_that_is_asked_for(cache: Path, tmp_
     assert "--finish uniform" in found["request"]["command"]
     for page in ("compare.md", "compare.html"):
         assert "Fine-tuned with recipe prescribed" in (folder / page).read_text()
-    before = (folder / FINISHED).read_bytes()
-    run(["--resume", str(folder)], cache)
-    assert (folder / FINISHED).read_bytes() == before
+    before = (folder / FINISHED).read_bytes(), load_searches(folder / NAME)
+    run(["--resume", str(folder), "--agents", "random,gp", "--seeds", "3"], cache)
+    assert (folder / FINISHED).read_bytes().startswith(before[0]), "what is done stays"
+    searches = load_searches(folder / NAME)
+    assert searches[: len(before[1])] == before[1]
+    assert {(s.agent, s.seed) for s in searches} == {(a, n) for a in ("uniform", "random", "gp") for n in (0, 1, 2)}
+    assert len(load_finished(folder / FINISHED)) == 3, "--finish uniform holds for its third seed, too"
+    returned, _, err = finish(["compare", "--resume", str(folder), "--seeds", "2"], cache)
+    assert (returned, "has 3 seeds already" in err) == (2, True)
 
 
 def test_kill_9_then_resume_comes_to_the_same_searches(cache: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
-CLI = ("cli", "cli_compare", "cli_device", "cli_ends", "cli_profile")
+CLI = ("cli", "cli_bundle", "cli_compare", "cli_device", "cli_ends", "cli_profile")
 SPINE = {
     f"rlprune_edge/{name}.py"
     for name in (
@@ -27,6 +27,8 @@ SPINE = {
             "measure",
             "compare",
             "profile",
+            "prove",
+            "shelve",
         ),
         *CLI,
     )
@@ -61,6 +63,9 @@ HOMES = {
     "scipy": ("rlprune_edge/tasks/audio.py", "rlprune_edge/comparison_stats.py"),
     "safetensors": ("rlprune_edge/tasks/weights.py",),
     "plotly": ("rlprune_edge/report_html.py", "rlprune_edge/comparison_html.py"),
+    "cryptography": ("rlprune_edge/bundle/signature.py",),
+    "cyclonedx": ("rlprune_edge/bundle/sbom.py",),
+    "packageurl": ("rlprune_edge/bundle/sbom.py",),
     "paramiko": ("rlprune_edge/device/ssh.py", "rlprune_edge/device/ssh_login.py"),
     "typer": tuple(f"rlprune_edge/{name}.py" for name in CLI),
     "rich": tuple(f"rlprune_edge/{name}.py" for name in (*CLI, "console")),

@@ -15,7 +15,9 @@ from rlprune_edge.errors import UserError
 FORMAT = 1
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
-"""lists every file of the bundle but itself, in the format of `sha256sum -c`"""
+"""lists every file of the bundle but itself and the signature, in the format of `sha256sum -c`"""
+SIGNATURE = "signature.json"
+"""who made it, if they say so; see signature.py"""
 
 REQUIRED: dict[str, type] = {
     "task": str,
@@ -85,7 +87,7 @@ def parse(data: bytes, where: str = MANIFEST) -> Manifest:
     if not names or not outputs:
         raise BundleError(f"{where}: the model needs at least one input and one output")
     for name, digest in raw["files"].items():
-        if not is_safe_name(name) or name in (MANIFEST, SUMS):
+        if not is_safe_name(name) or name in (MANIFEST, SUMS, SIGNATURE):
             raise BundleError(f"{where}: 'files' names {name!r}, which is not a path inside the bundle")
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise BundleError(f"{where}: the sha256 of {name!r} is not 64 lower-case hexadecimal digits")

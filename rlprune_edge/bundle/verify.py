@@ -1,45 +1,63 @@
 """Opens a bundle as a stranger would: every byte checked, every golden output reproduced.
 
 `python -m rlprune_edge.bundle.verify DIR` needs numpy and onnxruntime only. It shows that a bundle is whole and does
-what its manifest says, not who made it: whoever rewrites all the files and all the sums makes another whole bundle.
+what its manifest says. Who made it is what a signature tells (`--trust PUBLIC_KEY`, which needs the package
+cryptography, too): whoever rewrites all the files and all the sums makes another whole bundle.
 """
 
 # ruff: noqa: T201 (its main must run where typer is not installed, so it prints for itself)
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlprune_edge.bundle.manifest import MANIFEST, SUMS, BundleError, Manifest, is_safe_name, parse
-from rlprune_edge.errors import EXIT_OK, EXIT_USER
+from rlprune_edge.bundle.manifest import MANIFEST, SIGNATURE, SUMS, BundleError, Manifest, is_safe_name, parse
+from rlprune_edge.errors import EXIT_OK, EXIT_USER, UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from rlprune_edge.bundle.predict_template import Model
 
-__all__ = ["BundleError", "canonical_sums", "inspect", "main", "read_input", "run", "run_file", "sha256_of", "verify"]
+__all__ = [
+    "BundleError",
+    "canonical_sums",
+    "checked_sums",
+    "inspect",
+    "main",
+    "read_input",
+    "run",
+    "run_file",
+    "sha256_of",
+    "verify",
+]
 
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
-def verify(bundle_dir: Path) -> list[str]:
-    """The checks passed, in order. Raises BundleError at the first that fails: one sentence that names the file."""
+def verify(bundle_dir: Path, trust: Sequence[Path] = ()) -> list[str]:
+    """The checks passed, in order. Raises BundleError at the first that fails: one sentence that names the file.
+
+    With public keys to `trust` the bundle must be signed by one of them.
+    """
     folder = Path(bundle_dir)
     manifest, names = _check_files(folder)
     done = [
         f"{len(names)} files, none missing, none extra",
         f"{SUMS}: every file has its sha256",
         f"{MANIFEST}: format 1",
+        *_check_signature(folder, trust),
     ]
     model = _load(folder)
-    _check_signature(model, manifest)
+    _check_tensors(model, manifest)
     done.append("model.onnx: loads, inputs and outputs as described")
     for number, example in enumerate(manifest.golden):
         try:
@@ -49,6 +67,12 @@ def verify(bundle_dir: Path) -> list[str]:
         files = ", ".join(example.outputs.values())
         done.append(f"{files}: reproduced, largest difference {worst:.2g}")
     return done
+
+
+def checked_sums(bundle_dir: Path) -> bytes:
+    """The content of SHA256SUMS, after every file was checked against it. Raises BundleError."""
+    _check_files(Path(bundle_dir))
+    return (Path(bundle_dir) / SUMS).read_bytes()
 
 
 def inspect(bundle_dir: Path) -> dict[str, Any]:
@@ -109,7 +133,7 @@ def _check_files(folder: Path) -> tuple[Manifest, list[str]]:
     try:
         text = (folder / SUMS).read_bytes()
         listed = _parse_sums(text, str(folder / SUMS))
-        actual = {name: sha256_of(folder / name) for name in names if name != SUMS}
+        actual = {name: sha256_of(folder / name) for name in names if name not in (SUMS, SIGNATURE)}
         data = (folder / MANIFEST).read_bytes()
     except OSError as error:
         raise BundleError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -188,7 +212,29 @@ def _predict_error() -> type[Exception]:
     return PredictError
 
 
-def _check_signature(model: Model, manifest: Manifest) -> None:
+def _check_signature(folder: Path, trust: Sequence[Path]) -> list[str]:
+    """What there is to say of the signature; nothing where there is none and none is asked for."""
+    path = folder / SIGNATURE
+    if not path.is_file():
+        if trust:
+            raise BundleError(f"{SIGNATURE} is missing from {folder}: nobody has signed this bundle")
+        return []
+    try:
+        from rlprune_edge.bundle import signature
+    except ImportError as error:
+        if trust:
+            raise BundleError(f"a signature is checked with the package cryptography: {error}") from error
+        return [f"{SIGNATURE}: not checked, since the package cryptography is not there"]
+    try:
+        keys = [signature.load_public_key(key) for key in trust]
+        by = signature.check(path.read_bytes(), (folder / SUMS).read_bytes(), keys)
+    except OSError as error:
+        raise BundleError(f"cannot read {error.filename}: {error.strerror}") from error
+    whose = "a key that you trust" if trust else "a key that was not compared with yours: --trust PUBLIC_KEY"
+    return [f"{SIGNATURE}: of these files, by {by}, {whose}"]
+
+
+def _check_tensors(model: Model, manifest: Manifest) -> None:
     for kind, found in (("inputs", model.session.get_inputs()), ("outputs", model.session.get_outputs())):
         described = {spec["name"]: len(spec["shape"]) for spec in manifest.raw[kind]}
         actual = {tensor.name: len(tensor.shape) for tensor in found}
@@ -198,14 +244,14 @@ def _check_signature(model: Model, manifest: Manifest) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints `ok ...` for each check and returns 0, or prints one sentence to stderr and returns 2."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m rlprune_edge.bundle.verify BUNDLE_DIR", file=sys.stderr)
-        return EXIT_USER
+    parser = argparse.ArgumentParser(prog="python -m rlprune_edge.bundle.verify")
+    parser.add_argument("bundle_dir", type=Path, metavar="BUNDLE_DIR")
+    parser.add_argument("--trust", type=Path, action="append", default=[], metavar="PUBLIC_KEY")
+    asked = parser.parse_args(argv)
     try:
-        for line in verify(Path(arguments[0])):
+        for line in verify(asked.bundle_dir, asked.trust):
             print(f"ok {line}")
-    except BundleError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USER
     return EXIT_OK

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from rlprune_edge import __version__
-from rlprune_edge.bundle.manifest import FORMAT, MANIFEST, SUMS, is_safe_name, parse
+from rlprune_edge.bundle.manifest import FORMAT, MANIFEST, SIGNATURE, SUMS, is_safe_name, parse
 from rlprune_edge.bundle.readme import readme
+from rlprune_edge.bundle.sbom import FILE as SBOM
+from rlprune_edge.bundle.sbom import sbom
 from rlprune_edge.bundle.verify import canonical_sums, sha256_of
 from rlprune_edge.errors import UserError
 from rlprune_edge.records import TensorSpec
@@ -30,7 +32,7 @@ RELATIVE_TOLERANCE = 1e-3
 
 Tensors = Mapping[str, np.ndarray]
 
-_OURS = ("model.onnx", "golden", "README.md", "LICENSE", MANIFEST, SUMS)
+_OURS = ("model.onnx", "golden", "README.md", "LICENSE", SBOM, MANIFEST, SUMS, SIGNATURE)
 _BESIDE_PREDICT = {"text": ("tokens.py",), "audio": ("speech.py",)}
 """what predict.py reads for a kind of preprocessing"""
 
@@ -50,6 +52,7 @@ def write_bundle(
     golden: Iterable[tuple[Tensors, Tensors]],
     extra: Mapping[str, Any],
     files: Mapping[str, bytes] = MappingProxyType({}),
+    sign: Callable[[bytes], bytes] | None = None,
 ) -> Path:
     """Write the bundle at `out_dir` and return that path; a bundle that is already there is replaced.
 
@@ -65,7 +68,7 @@ def write_bundle(
     "skip"}}` with the output's tokens as `labels`.
     `files` are written beside the model: name in the bundle -> content, such as a tokenizer.
     `extra` goes into the manifest as it is (parameters, macs, licence, weights, plan, trial, tokenizer, tolerance); its
-    `licence_text` becomes the file LICENSE.
+    `licence_text` becomes the file LICENSE. `sign` makes signature.json out of SHA256SUMS.
 
     Raises UserError where the place holds something else, or the disk does not take it.
     """
@@ -100,7 +103,7 @@ def write_bundle(
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
-        _fill(partial, manifest, model=model, golden=golden, licence_text=licence_text, further=files)
+        _fill(partial, manifest, model=model, golden=golden, licence_text=licence_text, further=files, sign=sign)
         _put_in_place(partial, out_dir)
     except OSError as error:
         raise UserError(_explain(error, out_dir)) from error
@@ -118,6 +121,7 @@ def _fill(
     golden: Iterable[tuple[Tensors, Tensors]],
     licence_text: str | None,
     further: Mapping[str, bytes],
+    sign: Callable[[bytes], bytes] | None,
 ) -> None:
     shutil.copyfile(model, folder / "model.onnx")
     kind = manifest["preprocessing"].get("kind")
@@ -139,6 +143,7 @@ def _fill(
             }
         )
     (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
+    (folder / SBOM).write_bytes(sbom(manifest, sha256_of(folder / "model.onnx")))
     if licence_text:
         (folder / "LICENSE").write_text(licence_text, encoding="utf-8")
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
@@ -148,8 +153,15 @@ def _fill(
     parse(data)
     (folder / MANIFEST).write_bytes(data)
     sums = {**manifest["files"], MANIFEST: sha256_of(folder / MANIFEST)}
-    (folder / SUMS).write_bytes(canonical_sums(sums))
-    for name in (*sums, SUMS):  # a rename that outlives its contents in a power cut would be half a bundle
+    content = canonical_sums(sums)
+    (folder / SUMS).write_bytes(content)
+    if sign is not None:
+        (folder / SIGNATURE).write_bytes(sign(content))
+    for name in (
+        *sums,
+        SUMS,
+        *([SIGNATURE] if sign else []),
+    ):  # a rename that outlives its contents in a power cut would be half a bundle
         _sync(folder / name)
 
 

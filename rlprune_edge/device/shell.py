@@ -143,22 +143,26 @@ def do(
     params: Mapping[str, Any] | None = None,
     *,
     files_to_send: Sequence[Path] = (),
+    names: Sequence[str] | None = None,
+    program: Literal["bootstrap.py", "shelf.py"] = "bootstrap.py",
     who: Who = "login",
     seconds: float,
     tell: Tell = lambda _: None,
 ) -> dict[str, Any]:
-    """Have the board do one action of `rlprune_agent/bootstrap.py`; what it found.
+    """Have the board do one action of a program in `rlprune_agent/`; what it found.
+
+    `names` are what the files are called there, if not as here.
 
     Raises `UserError` where whoever asked has to change something, `DeviceError` where the board could not do it.
     """
-    program = (files("rlprune_agent") / "bootstrap.py").read_bytes()
+    source = (files("rlprune_agent") / program).read_bytes()
     contents = [path.read_bytes() for path in files_to_send]
     entries = [
-        {"name": path.name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for path, data in zip(files_to_send, contents, strict=True)
+        {"name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in zip(names or [path.name for path in files_to_send], contents, strict=True)
     ]
     line = json.dumps({**(params or {}), "action": action, "files": entries}).encode()
-    stdin = b"%d\n%s%s\n%s" % (len(program), program, line, b"".join(contents))
+    stdin = b"%d\n%s%s\n%s" % (len(source), source, line, b"".join(contents))
     done = shell.run(COMMANDS[who], stdin=stdin, seconds=seconds, on_output=_passing_on(tell))
     for text in reversed(done.stdout.decode("utf-8", "replace").splitlines()):
         answer = answer_in(text)

@@ -30,6 +30,7 @@ FILES = [
     "manifest.json",
     "model.onnx",
     "predict.py",
+    "sbom.cdx.json",
 ]
 
 # Everything that a machine with only Python, numpy and onnxruntime has; a bundle must not ask for more.
@@ -49,11 +50,11 @@ sys.exit(code)
 """
 
 
-def as_a_stranger(bundle: Path) -> subprocess.CompletedProcess[str]:
+def as_a_stranger(bundle: Path, *words: str) -> subprocess.CompletedProcess[str]:
     root = Path(verifying.__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
-        [sys.executable, "-c", STRANGER, str(bundle)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", STRANGER, str(bundle), *words], env=environment, capture_output=True, text=True
     )
 
 
@@ -72,7 +73,7 @@ def test_passes_with_numpy_and_onnxruntime_only(bundle: Path) -> None:
     done = as_a_stranger(bundle)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "ok 10 files, none missing, none extra"
+    assert lines[0] == "ok 11 files, none missing, none extra"
     assert len(lines) == 6
     assert lines[-1].startswith("ok golden/1-output-0.npy: reproduced, largest difference ")
 
