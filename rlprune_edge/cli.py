@@ -231,7 +231,7 @@ def compress(
     ):
         from rlprune_edge.compress import compress as run_compress
 
-        outcome = run_compress(request, folder, watcher, cache_dir=cache_dir(), sign=signer and signer.sign)
+        outcome = run_compress(request, folder, watcher, cache_dir=cache_dir(), sign=signer.sign if signer else None)
     if as_json:
         typer.echo(json.dumps(outcome.report))
     _print_summary(console, folder.path, outcome.report)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlprune_edge import finalists, probing
+from rlprune_edge import deployment, finalists, probing
 from rlprune_edge.comparison import (
     FINISHED,
     NAME,
@@ -117,8 +117,7 @@ def _finish(run: Run, search: Search) -> None:
 
 def _finished(run: Run, search: Search, trial: Trial) -> Finished:
     module, validation, _ = finalists.fine_tuned(run, trial)
-    artifact, outputs = run.export(module, run.folder.scratch("finished.onnx"), {})
-    measured = run.measure(artifact, outputs, run.request.final_mode)
+    measured = deployment.measured(run, deployment.deployed(run, module), run.request.final_mode)
     assert measured.speedup is not None
     before, after = (run.task.score(network, "test").metric for network in (run.loaded.module, module))
     drop = run.task.metric.drop(before, after)

@@ -12,6 +12,7 @@ from typing import Any
 from rlprune_edge import __version__, finalists
 from rlprune_edge.bundle.verify import verify
 from rlprune_edge.bundle.write import write_bundle
+from rlprune_edge.deployment import Deployed
 from rlprune_edge.device.boards import noise_floor_of, split
 from rlprune_edge.encoders import view
 from rlprune_edge.export import host
@@ -19,10 +20,10 @@ from rlprune_edge.finalists import Winner
 from rlprune_edge.measurements import Measurement
 from rlprune_edge.prune import space
 from rlprune_edge.recipes import fine_tuning
-from rlprune_edge.records import OnnxArtifact, Quality, Target, Trial
+from rlprune_edge.records import Quality, Target, Trial
 from rlprune_edge.report import build_report, write_report
 from rlprune_edge.report_words import target_words
-from rlprune_edge.run import Run, arrays
+from rlprune_edge.run import Run
 from rlprune_edge.tasks.task import BENCHMARK
 
 GOLDEN = 3
@@ -60,7 +61,7 @@ def outcome(test_drop: float, target: Target) -> str:
 
 def _finish(run: Run, winner: Winner, histories: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     trial, module, quality, reference = winner.trial, winner.module, winner.quality, winner.reference
-    artifact, measurement = winner.artifact, winner.measurement
+    ready, measurement = winner.ready, winner.measurement
     run.watcher.stage("test split, read once")
     before, after = run.task.score(run.loaded.module, "test"), run.task.score(module, "test")
     benchmarks: list[Quality] = []
@@ -85,7 +86,7 @@ def _finish(run: Run, winner: Winner, histories: list[dict[str, Any]]) -> tuple[
         "examples": after.examples,
         "parameters": space.count_parameters(module),
         "macs": space.count_macs(module, run.example),
-        "onnx_bytes": artifact.bytes,
+        "onnx_bytes": ready.artifact.bytes,
         "latency_ms": measurement.latency_ms.value,
         "latency_ci_ms": [measurement.latency_ms.low, measurement.latency_ms.high],
         "memory_mb": measurement.memory_mb,
@@ -119,7 +120,7 @@ def _finish(run: Run, winner: Winner, histories: list[dict[str, Any]]) -> tuple[
         assert isinstance(module, pretrained.Encoder)
         pretrained.save(module, run.folder.path / COMPRESSED, run.task.model_files)
         run.notes.append(f"the compressed network for torch is in {COMPRESSED}/ (compress it again with --model)")
-    _bundle(run, trial, baseline, compressed, artifact, measurement)
+    _bundle(run, trial, baseline, compressed, ready, measurement)
     for line in verify(run.folder.bundle):
         run.watcher.note(line)
     return _report(run, status, baseline, compressed, histories, measurement)
@@ -140,17 +141,18 @@ def _bundle(
     trial: Trial,
     baseline: dict[str, Any],
     compressed: dict[str, Any],
-    artifact: OnnxArtifact,
+    ready: Deployed,
     measurement: Measurement,
 ) -> None:
     # one by one, so that they keep their own lengths
     golden = []
     for x, _ in run.task.batches("validation", 1, limit=GOLDEN):
-        golden.append(arrays(x, artifact))
+        golden.append(ready.raw(run, x))
     timed = 0
-    if any(golden[0][name].shape != value.shape for name, value in arrays(run.example, artifact).items()):
+    if any(golden[0][name].shape != value.shape for name, value in ready.inputs.items()):
         timed = len(golden)  # the claimed latency is of this length
-        golden.append(arrays(run.example, artifact))
+        golden.append(ready.inputs)
+    artifact = ready.artifact
     figures = {"name": run.task.metric.name, "unit": run.task.metric.unit}
     write_bundle(
         run.folder.bundle,
@@ -158,7 +160,7 @@ def _bundle(
         task=run.task.name,
         inputs=artifact.inputs,
         outputs=artifact.outputs,
-        preprocessing=run.task.preprocessing,
+        preprocessing=ready.preprocessing,
         labels=run.task.labels,
         metrics={"baseline": baseline | figures, "compressed": compressed | figures},
         measurement=asdict(measurement),

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from rlprune_edge import recipes
+from rlprune_edge import deployment, recipes
+from rlprune_edge.deployment import Deployed
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.measurements import Measurement
 from rlprune_edge.prune import recover
-from rlprune_edge.records import OnnxArtifact, Quality, Target, Trial
+from rlprune_edge.records import Quality, Target, Trial
 from rlprune_edge.run import Run
 
 VERIFIED, SHORT = "verified.json", "short.json"
@@ -35,7 +36,7 @@ class Winner:
     """on the validation split"""
     reference: Quality
     """the uncut model's, there"""
-    artifact: OnnxArtifact
+    ready: Deployed
     measurement: Measurement
 
 
@@ -85,8 +86,8 @@ def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -
             continue
         run.watcher.stage("final measurement, in turns with the uncut model")
         try:
-            artifact, outputs = run.export(module, run.folder.scratch("model.onnx"), {})
-            measurement = run.measure(artifact, outputs, run.rung.final_mode)
+            ready = deployment.deployed(run, module)
+            measurement = deployment.measured(run, ready, run.rung.final_mode)
         except CandidateError as error:
             run.notes.append(f"finalist {trial.plan.key} failed after fine-tuning: {error}")
             continue
@@ -98,7 +99,7 @@ def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -
                 f"finalist {trial.plan.key} was {reached(measurement)} in its final measurement and missed the target"
             )
             continue
-        return Winner(trial, module, quality, reference, artifact, measurement), ratios
+        return Winner(trial, module, quality, reference, ready, measurement), ratios
     return None, ratios
 
 

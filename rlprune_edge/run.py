@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -314,8 +314,13 @@ class Run:
         *,
         alone: bool = False,
         searching: bool = False,
+        inputs: Mapping[str, np.ndarray] | None = None,
+        reference: tuple[Path, str] | None = None,
     ) -> Measurement:
         """Time an exported candidate on the device, in turns with the uncut model (`alone`: without it).
+
+        `inputs` and `reference` (a file and its sha256) in place of the example and the file that the search's
+        candidates are timed with: those of a network as an app gets it.
 
         `searching`: take the figure of an earlier run for the same graph, so that the same seed finds the same plans
         again, and send a board the graph without its weights. What is claimed of finalists and the winner is measured
@@ -327,8 +332,8 @@ class Run:
             path,
             model_sha256=artifact.sha256,
             graph_sha256=artifact.graph_sha256,
-            reference=None if alone else self._reference(),
-            inputs=arrays(self.example, artifact),
+            reference=None if alone else reference or self._reference(),
+            inputs=arrays(self.example, artifact) if inputs is None else inputs,
             expected=outputs,
             mode=mode,
             use_cache=searching,

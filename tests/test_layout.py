@@ -28,6 +28,7 @@ SPINE = {
             "compare",
             "profile",
             "prove",
+            "deployment",
             "shelve",
         ),
         *CLI,
@@ -39,7 +40,7 @@ HOMES = {
         f"rlprune_edge/export/{name}.py"
         for name in (
             *("constants", "naming", "onnx_graph", "probes", "removal", "skeleton", "work"),
-            *("template", "templates", "wire"),
+            *("template", "templates", "wire", "selfcontained"),
         )
     ),
     "onnxruntime": (

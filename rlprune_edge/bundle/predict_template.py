@@ -379,7 +379,10 @@ def _prepare_images(array: np.ndarray, rules: dict[str, Any]) -> np.ndarray:
         images = images / np.asarray(std, dtype=np.float32)
     if rules.get("layout", "NCHW") == "NCHW":
         images = images.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(images, dtype=rules.get("dtype", "float32"))
+    dtype = np.dtype(rules.get("dtype", "float32"))
+    if dtype.kind == "u":
+        images = np.clip(np.rint(images), 0, rules.get("raw_max") or np.iinfo(dtype).max)
+    return np.ascontiguousarray(images, dtype=dtype)
 
 
 def _weights(old: int, new: int) -> np.ndarray:

@@ -158,7 +158,7 @@ def test_the_command_reads_files_and_leaves_the_bundle_whole(
     np.save(tmp_path / "speech.npy", spoken())
     assert json.loads(alone(bundle, str(tmp_path / "speech.npy")).stdout) == expected
     assert json.loads(alone(bundle, "--golden", "0").stdout)["reproduced"] is True
-    assert verify(bundle)[0] == "10 files, none missing, none extra"
+    assert verify(bundle)[0] == "11 files, none missing, none extra"
     assert run_file(bundle, tmp_path / "speech.wav") == expected
     command = [sys.executable, "-m", "rlprune_edge", "bundle", "run", str(bundle), str(tmp_path / "speech.wav")]
     assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout) == expected

@@ -1,0 +1,100 @@
+"""The spine: from an exported candidate to the file that an app gets, with its preprocessing inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlprune_edge.errors import CandidateError
+from rlprune_edge.export import host, onnx_graph, selfcontained
+from rlprune_edge.export.parity import TOLERANCE
+from rlprune_edge.inputs import SINGLE, Input, named
+from rlprune_edge.measurements import Measurement
+from rlprune_edge.records import OnnxArtifact
+from rlprune_edge.run import BASELINE, Run
+
+DEPLOYED = "model.onnx"
+LOOKED_AT = 16
+"""images whose raw values show of what kind these are"""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A model as an app gets it."""
+
+    artifact: OnnxArtifact
+    preprocessing: dict[str, Any]
+    """what is left for the app to do"""
+    inputs: dict[str, np.ndarray]
+    """the timed input, raw"""
+    outputs: dict[str, np.ndarray]
+    """of the host, which a device has to reproduce"""
+
+    def raw(self, run: Run, x: Input) -> dict[str, np.ndarray]:
+        """What an app would feed in the place of an input of the task's."""
+        return _raw(run, x, self.artifact)
+
+
+def deployed(run: Run, module: torch.nn.Module, name: str = DEPLOYED) -> Deployed:
+    """Export a network truly, put its preprocessing in, and hold the file against the bare one.
+
+    Raises CandidateError as `Run.export` does, and `output_mismatch` where the preprocessing changes an answer.
+    """
+    bare, expected = run.export(module, run.folder.scratch(f"bare-{name}"), {})
+    return contained(run, bare, expected, run.folder.scratch(name))
+
+
+def contained(run: Run, bare: OnnxArtifact, expected: dict[str, np.ndarray], path: Path) -> Deployed:
+    """A bare file, whose outputs for the timed input are `expected`, with its preprocessing inside, at `path`."""
+    rules = run.task.preprocessing
+    kind = _raw_dtype(run) if rules.get("kind") == "image" else "float32"
+    if not selfcontained.contain(Path(bare.path), path, rules, raw_dtype=kind):
+        Path(bare.path).replace(path)
+    artifact = onnx_graph.describe(path, max_difference=bare.max_difference)
+    inputs = _raw(run, run.example, artifact)
+    outputs = host.outputs(path, inputs)
+    for label, value in expected.items():
+        difference = float(np.abs(outputs[label] - value).max(initial=0.0))
+        if difference > TOLERANCE * max(1.0, float(np.abs(value).max(initial=0.0))):
+            text = f"with its preprocessing inside, its output {label} differs by {difference:.2g}"
+            raise CandidateError("output_mismatch", text)
+    return Deployed(artifact, selfcontained.rules_left(rules, kind), inputs, outputs)
+
+
+def measured(run: Run, ready: Deployed, mode: str) -> Measurement:
+    """Time it on the device, in turns with the uncut model as an app would get that."""
+    reference = reference_of(run)
+    return run.measure(
+        ready.artifact, ready.outputs, mode, inputs=ready.inputs, reference=(Path(reference.path), reference.sha256)
+    )
+
+
+def reference_of(run: Run) -> OnnxArtifact:
+    """The uncut model as an app would get it; written again if somebody tidied it away."""
+    path = run.folder.scratch(f"deployed-{BASELINE}")
+    if not path.exists():
+        return deployed(run, run.loaded.module, path.name).artifact
+    return onnx_graph.describe(path, max_difference=0.0)
+
+
+def _raw(run: Run, x: Input, artifact: OnnxArtifact) -> dict[str, np.ndarray]:
+    """What an app would feed in the place of `x`, by the names that the file has for it."""
+    rules = run.task.preprocessing
+    given = {name: tensor.numpy() for name, tensor in named(x).items()}
+    if rules.get("kind") == "image":
+        spec = artifact.inputs[0]
+        return {spec.name: selfcontained.raw_images(given[SINGLE], rules).astype(spec.dtype)}
+    if rules.get("kind") == "audio":
+        given[selfcontained.SAMPLES] = selfcontained.raw_samples(given[selfcontained.PREPARED_SAMPLES])
+    return {spec.name: given[spec.name] for spec in artifact.inputs}
+
+
+def _raw_dtype(run: Run) -> str:
+    """Bytes, where all raw values of some images are whole numbers below 256."""
+    looked_at = (x for x, _ in run.task.batches("train", LOOKED_AT, limit=LOOKED_AT))
+    kinds = {selfcontained.raw_images(named(x)[SINGLE].numpy(), run.task.preprocessing).dtype for x in looked_at}
+    return "uint8" if kinds == {np.dtype("uint8")} else "float32"
