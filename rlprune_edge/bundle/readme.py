@@ -30,6 +30,15 @@ _PREPARED = (
     "From an app: prepare the inputs as `preprocessing` in `manifest.json` says, "
     'then `import predict; predict.load("this/folder").run({"name": array})`.'
 )
+_OTHERS = (
+    "From JavaScript and C++: copy a folder of `examples/` out of the bundle, which stays as it is, and",
+    "",
+    "```",
+    "cd node && npm install --ignore-scripts && node predict.mjs THE_BUNDLE --golden 0",
+    "cd web && npm install --ignore-scripts && cp -r THE_BUNDLE bundle && python -m http.server   # then open the page",
+    "cd cpp && cmake -S . -B build -DONNXRUNTIME_DIR=AN_UNPACKED_RELEASE && cmake --build build",
+    "```",
+)
 _OWN_TOKENIZERS = ("wordpiece", "bpe")
 """that predict.py needs no package for"""
 
@@ -77,6 +86,8 @@ def readme(manifest: Mapping[str, Any]) -> str:
         "```",
         "",
         app,
+        "",
+        *_OTHERS,
         "",
         f"Licence of the model: {manifest.get('licence') or 'not stated'}.",
         "",

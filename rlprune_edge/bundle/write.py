@@ -32,7 +32,13 @@ RELATIVE_TOLERANCE = 1e-3
 
 Tensors = Mapping[str, np.ndarray]
 
-_OURS = ("model.onnx", "golden", "README.md", "LICENSE", SBOM, MANIFEST, SUMS, SIGNATURE)
+_OURS = ("model.onnx", "golden", "examples", "README.md", "LICENSE", SBOM, MANIFEST, SUMS, SIGNATURE)
+_EXAMPLES = {
+    "web": ("index.html", "package.json", "bundle.mjs"),
+    "node": ("predict.mjs", "package.json", "bundle.mjs"),
+    "cpp": ("main.cpp", "CMakeLists.txt"),
+}
+"""folders of examples/, each complete by itself, so that it can be copied and built elsewhere"""
 _BESIDE_PREDICT = {"text": ("tokens.py",), "audio": ("speech.py",)}
 """what predict.py reads for a kind of preprocessing"""
 
@@ -128,6 +134,7 @@ def _fill(
     copied = {"predict.py": "predict_template.py"} | {name: name for name in _BESIDE_PREDICT.get(str(kind), ())}
     for name, template in copied.items():
         shutil.copyfile(Path(__file__).with_name(template), folder / name)
+    _copy_examples(folder / "examples")
     taken = {name.lower() for name in (*_OURS, *copied)}  # not every file system keeps a and A apart
     for name, content in further.items():
         if not is_safe_name(name) or name.split("/")[0].lower() in taken or (folder / name).exists():
@@ -163,6 +170,15 @@ def _fill(
         *([SIGNATURE] if sign else []),
     ):  # a rename that outlives its contents in a power cut would be half a bundle
         _sync(folder / name)
+
+
+def _copy_examples(folder: Path) -> None:
+    source = Path(__file__).with_name("examples")
+    for language, names in _EXAMPLES.items():
+        (folder / language).mkdir(parents=True)
+        for name in names:
+            own = source / language / name
+            shutil.copyfile(own if own.is_file() else source / name, folder / language / name)
 
 
 def _save_all(folder: Path, stem: str, tensors: Tensors) -> dict[str, str]:

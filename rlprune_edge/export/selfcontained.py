@@ -45,7 +45,7 @@ def raw_images(images: np.ndarray, rules: Rules) -> np.ndarray:
 
 
 def raw_samples(prepared: np.ndarray) -> np.ndarray:
-    """A recording [n, samples] that is `prepared` when it is prepared again: about as loud as it was, without an offset.
+    """A recording [n, samples] that becomes `prepared` when it is prepared: about as loud as it was, without an offset.
 
     How loud it was shows in what is missing from a variance of 1, which is the share of `EPSILON`.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tokenizers
+from bundle.speech_bundles import speech_bundle
+from bundle.text_bundles import network_of_texts, text_bundle, word_pieces
 
 from rlprune_edge.bundle.write import write_bundle
 from rlprune_edge.records import TensorSpec
@@ -103,3 +107,26 @@ def alone() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, cwd=bundle, capture_output=True, text=True)
 
     return alone
+
+
+@pytest.fixture(scope="session")
+def core() -> tokenizers.Tokenizer:
+    return word_pieces(lowercase=True)
+
+
+@pytest.fixture(scope="session")
+def network(core: tokenizers.Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return network_of_texts(core, tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+@pytest.fixture
+def write_texts(network: Path, core: tokenizers.Tokenizer) -> Callable[..., Path]:
+    return functools.partial(text_bundle, network, core)
+
+
+@pytest.fixture
+def write_speech(tmp_path: Path) -> Callable[..., Path]:
+    def write_speech(name: str = "speech", *words: Any, **rules: Any) -> Path:
+        return speech_bundle(tmp_path / name, *words, **rules)
+
+    return write_speech

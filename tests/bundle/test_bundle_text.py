@@ -14,22 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import tokenizers
-from onnx.helper import make_node, make_tensor_value_info
+from bundle.text_bundles import SPECIAL, TEXTS, WORDS, scores, word_pieces
 
 from rlprune_edge.bundle import predict_template as predict
 from rlprune_edge.bundle import tokens
 from rlprune_edge.bundle.verify import BundleError, canonical_sums, run, run_file, sha256_of, verify
-from rlprune_edge.bundle.write import write_bundle
-from rlprune_edge.records import TensorSpec
 
 Alone = Callable[..., subprocess.CompletedProcess[str]]
 IMDB = Path(__file__).parents[3] / "shared/data/imdb/plain_text/test-00000-of-00001.parquet"
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS = "The film was a déjà-vu: don't watch it, 3 of 10 at best. Ζήσης ΣΊΣΥΦΟΣ İstanbul straße 電影 좋다 unaffable."
 PIECES = [
     *("[SEP]", " [CLS]", "[MASK]", "[mask]", "[UNK]x", "##s", "don't", "  ", "a" * 99, "b" * 101, "é", "e\u0301\u0327"),
     *("\u00a0", "\u3000", "\u200b", "\ufeff", "\t", "\r\n", "\x0b", "\x85", "\x00", "\x1f", "\u2028", "\ufffd", "ΑΣ Σ"),
@@ -60,22 +54,6 @@ def nasty(count: int) -> list[str]:
     low = [chr(code) for code in range(0x20, 0x250)]
     texts = ["".join(rng.choice(PIECES if rng.random() < 0.4 else low) for _ in range(n % 30)) for n in range(count)]
     return ["", " ", "\u0301", "[SEP]", WORDS, WORDS * 40, *texts]
-
-
-def word_pieces(*, lowercase: bool, strip: bool | None = None) -> tokenizers.Tokenizer:
-    core = tokenizers.Tokenizer(tokenizers.models.WordPiece({}, unk_token="[UNK]"))
-    core.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip)
-    core.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=900,
-        special_tokens=list(SPECIAL),
-        show_progress=False,
-        initial_alphabet=list(map(chr, range(33, 127))),
-    )
-    core.train_from_iterator([WORDS] * 5, trainer)
-    core.add_tokens([tokenizers.AddedToken("Film", single_word=True), tokenizers.AddedToken("jà", normalized=True)])
-    core.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return core
 
 
 def byte_level(*, space: bool) -> tokenizers.Tokenizer:
@@ -183,89 +161,6 @@ def test_what_goes_into_a_bundle_is_python_3_8(name: str) -> None:
 
 
 # ---------------------------------------------------------------- bundles
-
-
-@pytest.fixture(scope="module")
-def core() -> tokenizers.Tokenizer:
-    return word_pieces(lowercase=True)
-
-
-@pytest.fixture(scope="module")
-def network(core: tokenizers.Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The masked mean of what is looked up for each token, times a matrix: [batch, tokens] -> [batch, 2]."""
-    rng = np.random.default_rng(0)
-    constants = {
-        "words": rng.normal(size=(core.get_vocab_size(), 8)),
-        "segments": rng.normal(size=(2, 8)),
-        "matrix": rng.normal(size=(8, 2)),
-    }
-    nodes = [
-        make_node("Gather", ["words", "input_ids"], ["found"]),
-        make_node("Gather", ["segments", "token_type_ids"], ["segment"]),
-        make_node("Add", ["found", "segment"], ["all"]),
-        make_node("Cast", ["attention_mask"], ["mask"], to=onnx.TensorProto.FLOAT),
-        make_node("Unsqueeze", ["mask", "last"], ["wide"]),
-        make_node("Mul", ["all", "wide"], ["kept"]),
-        make_node("ReduceSum", ["kept", "tokens"], ["sum"], keepdims=0),
-        make_node("ReduceSum", ["wide", "tokens"], ["count"], keepdims=0),
-        make_node("Div", ["sum", "count"], ["mean"]),
-        make_node("MatMul", ["mean", "matrix"], ["logits"]),
-    ]
-    graph = onnx.helper.make_graph(
-        nodes,
-        "texts",
-        [make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "tokens"]) for name in INPUTS],
-        [make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
-        [
-            *(onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in constants.items()),
-            onnx.numpy_helper.from_array(np.array([2]), "last"),
-            onnx.numpy_helper.from_array(np.array([1]), "tokens"),
-        ],
-    )
-    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    onnx.save(made, path)
-    return path
-
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-TEXTS = ["the film was a déjà-vu", "", "3 of 10 [SEP] at best\u00a0" + "unaffable " * 30]
-
-
-def scores(network: Path, core: tokenizers.Tokenizer, text: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What the fast tokenizer and ONNX Runtime make of a text, cut to 24 tokens."""
-    core.no_padding()
-    core.enable_truncation(24)
-    ids = np.array([core.encode(text).ids])
-    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
-    return given, session.run(None, given)[0]
-
-
-@pytest.fixture
-def write_texts(network: Path, core: tokenizers.Tokenizer) -> Callable[..., Path]:
-    def write_texts(folder: Path, shape: tuple[int | None, ...] = (None, None), **changed: Any) -> Path:
-        golden = []
-        for text in TEXTS if shape[1] is None else ():
-            given, expected = scores(network, core, text)
-            golden.append((given, {"logits": expected}))
-        parts: dict[str, Any] = {
-            "model": network,
-            "task": "reviews",
-            "inputs": tuple(TensorSpec(name, "int64", shape) for name in INPUTS),
-            "outputs": (TensorSpec("logits", "float32", (None, 2)),),
-            "preprocessing": {"kind": "text", "tokenizer": "tokenizer.json", "max_length": 24, "padding": 0},
-            "labels": ["negative", "positive"],
-            "metrics": {"baseline": {}, "compressed": {}},
-            "measurement": {"threads": 1},
-            "versions": {},
-            "golden": golden,
-            "files": {"tokenizer.json": core.to_str().encode()},
-            "extra": {"tokenizer": {"file": "tokenizer.json", "kind": "wordpiece"}},
-        }
-        return write_bundle(folder, **{**parts, **changed})
-
-    return write_texts
 
 
 @pytest.fixture
@@ -425,7 +320,7 @@ def test_files_are_hashed_like_all_others(reviews: Path, write_texts: Callable[.
     further = {"tokenizer.json": core.to_str().encode(), "more/words.txt": b"film"}
     write_texts(reviews, files=further)
     assert (reviews / "more/words.txt").read_bytes() == b"film"
-    assert verify(reviews)[0].startswith("21 files")
+    assert verify(reviews)[0].startswith("29 files")
     (reviews / "more/words.txt").write_bytes(b"mlif")
     with pytest.raises(BundleError, match=r"^more/words\.txt in .* was changed"):
         verify(reviews)

@@ -23,6 +23,14 @@ FILES = [
     "LICENSE",
     "README.md",
     "SHA256SUMS",
+    "examples/cpp/CMakeLists.txt",
+    "examples/cpp/main.cpp",
+    "examples/node/bundle.mjs",
+    "examples/node/package.json",
+    "examples/node/predict.mjs",
+    "examples/web/bundle.mjs",
+    "examples/web/index.html",
+    "examples/web/package.json",
     "golden/0-input-0.npy",
     "golden/0-output-0.npy",
     "golden/1-input-0.npy",
@@ -73,7 +81,7 @@ def test_passes_with_numpy_and_onnxruntime_only(bundle: Path) -> None:
     done = as_a_stranger(bundle)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "ok 11 files, none missing, none extra"
+    assert lines[0] == "ok 19 files, none missing, none extra"
     assert len(lines) == 6
     assert lines[-1].startswith("ok golden/1-output-0.npy: reproduced, largest difference ")
 

@@ -77,7 +77,7 @@ def test_what_is_not_a_bundle_is_left_alone(write: Write, tmp_path: Path, kind: 
 
 def test_an_empty_folder_is_used(write: Write, tmp_path: Path) -> None:
     (tmp_path / "out" / "bundle").mkdir(parents=True)
-    assert verify(write(tmp_path / "out" / "bundle"))[0] == "11 files, none missing, none extra"
+    assert verify(write(tmp_path / "out" / "bundle"))[0] == "19 files, none missing, none extra"
 
 
 def test_values_that_are_not_finite_are_our_own_mistake(write: Write, tmp_path: Path, parts: dict[str, Any]) -> None:
