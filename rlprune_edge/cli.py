@@ -171,6 +171,13 @@ def compress(
         bool | None,
         typer.Option("--distillation/--no-distillation", help="Learn from the uncut model, too. [default: on]"),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="auto (int8 or fp16 where the device is faster with it and little is lost), fp32, int8 or fp16. "
+            "[default: fp32]"
+        ),
+    ] = None,
     final_mode: Annotated[
         str | None,
         typer.Option(help="Last measurement: report (minutes), verify, or reward (a quick try). [default: report]"),

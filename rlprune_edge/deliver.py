@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rlprune_edge import __version__, finalists
+from rlprune_edge import __version__, finalists, precisions
 from rlprune_edge.bundle.verify import verify
-from rlprune_edge.bundle.write import write_bundle
+from rlprune_edge.bundle.write import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, write_bundle
 from rlprune_edge.deployment import Deployed
 from rlprune_edge.device.boards import noise_floor_of, split
 from rlprune_edge.encoders import view
@@ -23,6 +23,7 @@ from rlprune_edge.recipes import fine_tuning
 from rlprune_edge.records import Quality, Target, Trial
 from rlprune_edge.report import build_report, write_report
 from rlprune_edge.report_words import target_words
+from rlprune_edge.run import TOLERANCE as DEVICE_TOLERANCE
 from rlprune_edge.run import Run
 from rlprune_edge.tasks.task import BENCHMARK
 
@@ -63,11 +64,11 @@ def _finish(run: Run, winner: Winner, histories: list[dict[str, Any]]) -> tuple[
     trial, module, quality, reference = winner.trial, winner.module, winner.quality, winner.reference
     ready, measurement = winner.ready, winner.measurement
     run.watcher.stage("test split, read once")
-    before, after = run.task.score(run.loaded.module, "test"), run.task.score(module, "test")
+    before, after = run.task.score(run.loaded.module, "test"), run.task.score(winner.scored, "test")
     benchmarks: list[Quality] = []
     if run.benchmark is not None:
         run.watcher.stage(f"benchmark: {run.benchmark}")
-        benchmarks = [run.task.score(network, BENCHMARK) for network in (run.loaded.module, module)]
+        benchmarks = [run.task.score(network, BENCHMARK) for network in (run.loaded.module, winner.scored)]
     drop = run.task.metric.drop(before.metric, after.metric)
     assert measurement.reference_ms is not None
     assert measurement.speedup is not None
@@ -94,6 +95,7 @@ def _finish(run: Run, winner: Winner, histories: list[dict[str, Any]]) -> tuple[
         "speedup_ci": [measurement.speedup.low, measurement.speedup.high],
         "drop": drop,
         "plan_key": trial.plan.key,
+        "precision": winner.precision,
         "validation_metric": quality.metric,
         "search_metric": trial.quality.metric if trial.quality else None,
         **_further(run, after, measurement.latency_ms.value, benchmarks[1:]),
@@ -123,7 +125,7 @@ def _finish(run: Run, winner: Winner, histories: list[dict[str, Any]]) -> tuple[
     _bundle(run, trial, baseline, compressed, ready, measurement)
     for line in verify(run.folder.bundle):
         run.watcher.note(line)
-    return _report(run, status, baseline, compressed, histories, measurement)
+    return _report(run, status, baseline, compressed, histories, measurement, precisions.table(winner.precisions))
 
 
 def _further(run: Run, quality: Quality, latency_ms: float, benchmarks: Sequence[Quality]) -> dict[str, Any]:
@@ -153,6 +155,7 @@ def _bundle(
         timed = len(golden)  # the claimed latency is of this length
         golden.append(ready.inputs)
     artifact = ready.artifact
+    tolerance = ready.tolerance if ready.tolerance > DEVICE_TOLERANCE else 0.0  # of few bits
     figures = {"name": run.task.metric.name, "unit": run.task.metric.unit}
     write_bundle(
         run.folder.bundle,
@@ -171,6 +174,8 @@ def _bundle(
         extra={
             **run.task.bundle_extra,
             "timed_golden": timed,
+            "precision": compressed["precision"],
+            "tolerance": {"absolute": max(ABSOLUTE_TOLERANCE, tolerance), "relative": RELATIVE_TOLERANCE},
             "measured_input": run.task.measured,
             "limits": run.task.limits,
             "benchmark": run.benchmark,
@@ -213,6 +218,7 @@ def _report(
     compressed: dict[str, Any] | None,
     histories: list[dict[str, Any]],
     measurement: Measurement | None,
+    precision: Sequence[dict[str, Any]] = (),
 ) -> tuple[str, dict[str, Any]]:
     request = run.request
     report = build_report(
@@ -251,6 +257,7 @@ def _report(
         notes=tuple(run.notes),
         fine_tuning=histories,
         ladder=_ladder(run, compressed),
+        precision=precision if run.request.precision != "fp32" else (),
         bundle=str(run.folder.bundle) if compressed else None,
         other_metrics=run.task.other_metrics,
         measured_input=run.task.measured,

@@ -16,6 +16,7 @@ from rlprune_edge.inputs import SINGLE, Input, named
 from rlprune_edge.measurements import Measurement
 from rlprune_edge.records import OnnxArtifact
 from rlprune_edge.run import BASELINE, Run
+from rlprune_edge.run import TOLERANCE as DEVICE_TOLERANCE
 
 DEPLOYED = "model.onnx"
 LOOKED_AT = 16
@@ -33,6 +34,8 @@ class Deployed:
     """the timed input, raw"""
     outputs: dict[str, np.ndarray]
     """of the host, which a device has to reproduce"""
+    tolerance: float
+    """by how much another processor's may differ"""
 
     def raw(self, run: Run, x: Input) -> dict[str, np.ndarray]:
         """What an app would feed in the place of an input of the task's."""
@@ -48,8 +51,13 @@ def deployed(run: Run, module: torch.nn.Module, name: str = DEPLOYED) -> Deploye
     return contained(run, bare, expected, run.folder.scratch(name))
 
 
-def contained(run: Run, bare: OnnxArtifact, expected: dict[str, np.ndarray], path: Path) -> Deployed:
-    """A bare file, whose outputs for the timed input are `expected`, with its preprocessing inside, at `path`."""
+def contained(
+    run: Run, bare: OnnxArtifact, expected: dict[str, np.ndarray], path: Path, *, tolerance: float | None = None
+) -> Deployed:
+    """A bare file, whose outputs for the timed input are `expected`, with its preprocessing inside, at `path`.
+
+    `tolerance`: by how much outputs may differ where the file computes in few bits.
+    """
     rules = run.task.preprocessing
     kind = _raw_dtype(run) if rules.get("kind") == "image" else "float32"
     if not selfcontained.contain(Path(bare.path), path, rules, raw_dtype=kind):
@@ -59,17 +67,29 @@ def contained(run: Run, bare: OnnxArtifact, expected: dict[str, np.ndarray], pat
     outputs = host.outputs(path, inputs)
     for label, value in expected.items():
         difference = float(np.abs(outputs[label] - value).max(initial=0.0))
-        if difference > TOLERANCE * max(1.0, float(np.abs(value).max(initial=0.0))):
+        allowed = TOLERANCE * max(1.0, float(np.abs(value).max(initial=0.0))) if tolerance is None else tolerance
+        if difference > allowed:
             text = f"with its preprocessing inside, its output {label} differs by {difference:.2g}"
             raise CandidateError("output_mismatch", text)
-    return Deployed(artifact, selfcontained.rules_left(rules, kind), inputs, outputs)
+    return Deployed(
+        artifact,
+        selfcontained.rules_left(rules, kind),
+        inputs,
+        outputs,
+        DEVICE_TOLERANCE if tolerance is None else tolerance,
+    )
 
 
 def measured(run: Run, ready: Deployed, mode: str) -> Measurement:
     """Time it on the device, in turns with the uncut model as an app would get that."""
     reference = reference_of(run)
     return run.measure(
-        ready.artifact, ready.outputs, mode, inputs=ready.inputs, reference=(Path(reference.path), reference.sha256)
+        ready.artifact,
+        ready.outputs,
+        mode,
+        inputs=ready.inputs,
+        reference=(Path(reference.path), reference.sha256),
+        tolerance=ready.tolerance,
     )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from rlprune_edge import deployment, recipes
+from rlprune_edge import deployment, precisions, recipes
 from rlprune_edge.deployment import Deployed
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.measurements import Measurement
+from rlprune_edge.precisions import FP32, Variant
 from rlprune_edge.prune import recover
 from rlprune_edge.records import Quality, Target, Trial
 from rlprune_edge.run import Run
@@ -38,6 +39,11 @@ class Winner:
     """the uncut model's, there"""
     ready: Deployed
     measurement: Measurement
+    scored: torch.nn.Module
+    """gives its answers as it is handed over: the module, or its file in fewer bits"""
+    precisions: tuple[Variant, ...]
+    """all that were measured, each with why it was not taken; the first is fp32"""
+    precision: str
 
 
 def choose(run: Run) -> tuple[Winner | None, list[dict[str, Any]]]:
@@ -71,7 +77,7 @@ def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -
     Beside it, for each that was measured: its final speed-up as a share of the one that the search had seen.
     """
     ratios: list[float] = []
-    target = run.rung.target
+    target = run.rung.final
     recipes.choose(run, run.make_candidate(finalists[0].plan, {}).module)
     reference = run.task.score(run.loaded.module, "validation")
     for place, trial in enumerate(_in_order(run, finalists), start=1):
@@ -87,19 +93,30 @@ def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -
         run.watcher.stage("final measurement, in turns with the uncut model")
         try:
             ready = deployment.deployed(run, module)
-            measurement = deployment.measured(run, ready, run.rung.final_mode)
+            fp32 = Variant(FP32, ready, module, quality, deployment.measured(run, ready, run.rung.final_mode))
         except CandidateError as error:
             run.notes.append(f"finalist {trial.plan.key} failed after fine-tuning: {error}")
             continue
+        best, tried = fp32, [fp32]
+        if run.rung.last:
+            best, tried = precisions.choose(run, module, fp32, reference, mode=run.rung.final_mode)
+        assert best.ready is not None
+        assert best.scored is not None
+        assert best.quality is not None
+        measurement = best.measurement
+        assert measurement is not None
         seen = trial.measurement.speedup if trial.measurement else None
         if seen and measurement.speedup:
-            ratios.append(measurement.speedup.value / seen.value)
+            ratios.append(measurement.speedup.value / (seen.value * run.precision_gain))
         if not meets(measurement, target):
             run.notes.append(
                 f"finalist {trial.plan.key} was {reached(measurement)} in its final measurement and missed the target"
             )
             continue
-        return Winner(trial, module, quality, reference, ready, measurement), ratios
+        winner = Winner(
+            trial, module, best.quality, reference, best.ready, measurement, best.scored, tuple(tried), best.name
+        )
+        return winner, ratios
     return None, ratios
 
 

@@ -28,7 +28,7 @@ def climb(run: Run, search: Callable[[], None]) -> None:
     Nothing is kept for a resumed run beside the journal and the checkpoints of fine-tuning: climbing again with them
     comes to the same rung in seconds.
     """
-    for rung in rungs.rungs(run.request, run.baseline):
+    for rung in rungs.rungs(run.request, run.baseline, run.precision_gain):
         run.rung = rung
         words = target_words(asdict(rung.target))
         if rung.of > 1:

@@ -74,6 +74,7 @@ def build_report(
     notes: tuple[str, ...] = (),
     fine_tuning: Sequence[Figures] = (),
     ladder: Sequence[Figures] = (),
+    precision: Sequence[Figures] = (),
     source: str | None = None,
     bundle: str | None = None,
     other_metrics: Sequence[MetricSpec] = (),
@@ -91,7 +92,9 @@ def build_report(
     `metric` where it was taken each epoch) and, if it was measured again, `latency_ms`, `latency_ci_ms`, `speedup`,
     `mode`; what it lacks is taken from its trial. `ladder` says what each rung came to, where there are several:
     `rung` (from 1), `target` in words, `candidates`, and of what it left, if anything, `plan_key`, `speedup`,
-    `speedup_ci`, `latency_ms`, `memory_mb`, `validation_metric`.
+    `speedup_ci`, `latency_ms`, `memory_mb`, `validation_metric`. `precision` lists what was tried beside fp32 where
+    that was asked for: `precision`, `kept`, `why` not, `details`, `validation_metric`, `latency_ms`, `latency_ci_ms`,
+    `speedup`, `speedup_ci`, `memory_mb`, `onnx_bytes`, `mode`.
     `search` may hold `command` (repeats the run), `versions`, and `threads` and `mode` of the final measurement.
     `source` and the like default to what the first measured trial says.
     Figures of `other_metrics` stand in `baseline` and `compressed` under their own names, those of a second set, called
@@ -131,6 +134,7 @@ def build_report(
         "notes": list(notes),
         "fine_tuning": [_finalist(f, trials) for f in fine_tuning],
         "ladder": list(ladder),
+        "precision": list(precision),
         "bundle": bundle,
         "versions": {**(first.versions if first else {}), **search.get("versions", {})},
         "trials": [_point(t) for t in trials],

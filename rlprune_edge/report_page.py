@@ -14,6 +14,7 @@ from rlprune_edge.report_words import (
     ladder_rows,
     milliseconds,
     number,
+    precision_rows,
     settings,
     speedup,
     summary_rows,
@@ -84,6 +85,7 @@ def page(report: Figures) -> str:
         _plot("What was kept", _widths_caption(report), plots.widths(report)),
         _plot("Where the time went", _seconds_caption(report), plots.seconds(report)),
         _ladder(report),
+        _precision(report),
         _finalists(report),
         _failures(report),
         _notes(report),
@@ -132,6 +134,22 @@ def _summary(report: Figures) -> str:
     if report.get("limits"):
         said += f" {report['metric']['name']}: {report['limits']}."
     return f'<section>{figures}<p class="small">{escape(said)}</p>{nearest}</section>'
+
+
+def _precision(report: Figures) -> str:
+    rows = precision_rows(report)
+    if len(rows) == 1:
+        return ""
+    details = "".join(
+        f"<li>{escape(t['precision'])}: {escape(t['details'])}</li>" for t in report["precision"] if t["details"]
+    )
+    caption = (
+        "The fine-tuned network in fewer bits, each measured in turns with the uncut model in fp32; what loses too "
+        "much or is not faster beyond the intervals is not used."
+    )
+    return _plot(
+        "Precision", caption, "", table(rows, numbers_from=2) + (f'<ul class="small">{details}</ul>' if details else "")
+    )
 
 
 def _ladder(report: Figures) -> str:

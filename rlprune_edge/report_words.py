@@ -141,6 +141,26 @@ def ladder_rows(report: Figures) -> list[tuple[str, ...]]:
     return rows
 
 
+def precision_rows(report: Figures) -> list[tuple[str, ...]]:
+    """What was tried beside fp32: a heading, then one row each, none where nothing was."""
+    spec = report["metric"]
+    rows: list[tuple[str, ...]] = [("precision", "", "latency", "speed-up", f"{spec['name']}, validation", "ONNX file")]
+    for tried in report.get("precision") or ():
+        metric, ends, factor = tried["validation_metric"], tried["speedup_ci"], tried["speedup"]
+        interval = f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+        rows.append(
+            (
+                tried["precision"],
+                "used" if tried["kept"] else tried["why"],
+                milliseconds(tried["latency_ms"]),
+                (speedup(factor) if factor else "-") + interval,
+                "-" if metric is None else f"{number(metric, 2)} {spec['unit']}",
+                size(tried["onnx_bytes"]),
+            )
+        )
+    return rows
+
+
 def summary_lines(report: Figures) -> list[str]:
     """The same as plain text, aligned, with the verdict before it; where it was measured and what to open after it."""
     rows = summary_rows(report)
@@ -161,6 +181,8 @@ def summary_lines(report: Figures) -> list[str]:
         lines.append(f"Nearest: candidate {near['number']}: {milliseconds(near['latency_ms'])}{ratio}, {quality}.")
     for rung, asked, _, gone, quality in ladder_rows(report)[1:]:
         lines.append(f"Rung {rung}, {asked}: {gone}, {quality} (validation split).")
+    for name, why, latency, factor, quality, _ in precision_rows(report)[1:]:
+        lines.append(f"Precision {name}: {latency}, {factor}, {quality} (validation split); {why}.")
     if report["nearest"]:
         lines.append(f"Nearest candidates: {settings(report, report['nearest'])}; before fine-tuning.")
     lines += [f"Note: {note}" for note in report["notes"]]

@@ -103,6 +103,8 @@ class Request(BaseModel):
     learning_rate: float | None = Field(None, gt=0)
     batch_size: int | None = Field(None, ge=1)
     distillation: bool = True
+    precision: str = "fp32"
+    """of what is handed over; `auto` measures int8 (and fp16 on a GPU) and keeps what is faster"""
     final_mode: str = "report"
     sign: str | None = None
     """file of the private key that the bundle is signed with"""
@@ -144,6 +146,7 @@ class Request(BaseModel):
             ("--agent", self.agent, AGENTS),
             ("--importance", self.importance, (None, "taylor", "fisher", "magnitude")),
             ("--recipe", self.recipe, ("prescribed", "long", "auto")),
+            ("--precision", self.precision, ("auto", "fp32", "int8", "fp16")),
             ("--search-mode", self.search_mode, ("brief", "reward", "verify")),
             ("--final-mode", self.final_mode, ("reward", "verify", "report")),
         ):

@@ -34,6 +34,8 @@ from rlprune_edge.search_time import SearchTime
 from rlprune_edge.tasks.task import LoadedModel, Task
 
 BASELINE = "baseline.onnx"
+TOLERANCE = 1e-3
+"""by which a device's outputs may differ from this machine's, in float32"""
 
 
 @dataclass
@@ -93,6 +95,8 @@ class Run:
     searched: SearchTime = field(default_factory=lambda: SearchTime(0.0, 0.0, 0))
     probed: dict[int, int] = field(default_factory=dict)
     """single cuts scored on the host, beside the candidates, on each rung"""
+    precision_gain: float = 1.0
+    """times faster that the uncut model is in fewer bits, where they are asked for: cutting has to do the rest"""
     climbed: list[dict[str, Any]] = field(default_factory=list)
     """what the rungs before this one came to, for the report"""
     started: float = field(default_factory=time.perf_counter)
@@ -316,11 +320,12 @@ class Run:
         searching: bool = False,
         inputs: Mapping[str, np.ndarray] | None = None,
         reference: tuple[Path, str] | None = None,
+        tolerance: float = TOLERANCE,
     ) -> Measurement:
         """Time an exported candidate on the device, in turns with the uncut model (`alone`: without it).
 
         `inputs` and `reference` (a file and its sha256) in place of the example and the file that the search's
-        candidates are timed with: those of a network as an app gets it.
+        candidates are timed with: those of a network as an app gets it, whose outputs may be off by `tolerance`.
 
         `searching`: take the figure of an earlier run for the same graph, so that the same seed finds the same plans
         again, and send a board the graph without its weights. What is claimed of finalists and the winner is measured
@@ -337,6 +342,7 @@ class Run:
             expected=outputs,
             mode=mode,
             use_cache=searching,
+            tolerance=tolerance,
             skeleton=skeleton.strip(path.read_bytes()) if bare else None,
             work=artifact.work,
             reference_ms=None if alone else self.baseline.latency_ms,

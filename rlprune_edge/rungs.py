@@ -7,6 +7,11 @@ from dataclasses import dataclass, replace
 from rlprune_edge.records import Baseline, Target
 from rlprune_edge.request import Request
 
+MARGIN = 0.03
+"""by which cutting is asked for more than fewer bits leave to it"""
+LEAST = 0.05
+"""that cutting is asked for, whatever fewer bits gain"""
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -16,6 +21,9 @@ class Rung:
     """from 0"""
     of: int
     target: Target
+    """of its search"""
+    final: Target
+    """of what it hands over, which may be faster than the search has seen it: in fewer bits"""
     budget: int
     """candidates until its end, those of the rungs before among them"""
     device_seconds: float | None
@@ -35,12 +43,13 @@ class Rung:
         return f"{stem}-{self.number + 1}{dot}{ending}"
 
 
-def whole(request: Request) -> Rung:
-    """The last rung, or the only one: the request itself."""
+def whole(request: Request, baseline: Baseline | None = None, gain: float = 1.0) -> Rung:
+    """The last rung, or the only one: the request itself, eased for the search by what fewer bits gain."""
     return Rung(
         number=request.ladder - 1,
         of=request.ladder,
-        target=request.target,
+        target=request.target if baseline is None else eased(request.target, baseline, gain),
+        final=request.target,
         budget=request.budget,
         device_seconds=request.device_seconds,
         finalists=request.finalists,
@@ -48,12 +57,27 @@ def whole(request: Request) -> Rung:
     )
 
 
-def rungs(request: Request, baseline: Baseline) -> list[Rung]:
+def eased(target: Target, baseline: Baseline, gain: float) -> Target:
+    """What is left for cutting where fewer bits make the uncut model `gain` times faster.
+
+    A little more than that, since small networks gain less; and never nothing.
+    """
+    if gain <= 1:
+        return target
+    least, speedup, latency_ms = 1 + LEAST, target.speedup, target.latency_ms
+    if speedup is not None:
+        speedup = max(least, speedup / gain * (1 + MARGIN))
+    if latency_ms is not None:
+        latency_ms = min(baseline.latency_ms / least, latency_ms * gain / (1 + MARGIN))
+    return replace(target, speedup=speedup, latency_ms=latency_ms)
+
+
+def rungs(request: Request, baseline: Baseline, gain: float = 1.0) -> list[Rung]:
     """All rungs of a request, the last one last: equal factors of latency and memory, equal shares of what is spent.
 
     What may be lost at most is asked of the last one alone. The others have one finalist and are measured quickly.
     """
-    last = whole(request)
+    last = whole(request, baseline, gain)
     return [_before(last, number, baseline) for number in range(last.of - 1)] + [last]
 
 
@@ -66,14 +90,16 @@ def _before(last: Rung, number: int, baseline: Baseline) -> Rung:
             return None
         return float(f"{start * (goal / start) ** part:.3g}")  # as it can be said
 
+    towards_it = Target(
+        speedup=towards(target.speedup, 1.0),
+        latency_ms=towards(target.latency_ms, baseline.latency_ms),
+        memory_mb=towards(target.memory_mb, baseline.memory_mb),
+    )
     return replace(
         last,
         number=number,
-        target=Target(
-            speedup=towards(target.speedup, 1.0),
-            latency_ms=towards(target.latency_ms, baseline.latency_ms),
-            memory_mb=towards(target.memory_mb, baseline.memory_mb),
-        ),
+        target=towards_it,
+        final=towards_it,
         budget=max(1, round(last.budget * part)),
         device_seconds=None if last.device_seconds is None else last.device_seconds * part,
         finalists=1,

@@ -29,6 +29,7 @@ SPINE = {
             "profile",
             "prove",
             "deployment",
+            "precisions",
             "shelve",
         ),
         *CLI,
@@ -40,11 +41,12 @@ HOMES = {
         f"rlprune_edge/export/{name}.py"
         for name in (
             *("constants", "naming", "onnx_graph", "probes", "removal", "skeleton", "work"),
-            *("template", "templates", "wire", "selfcontained"),
+            *("template", "templates", "wire", "selfcontained", "quantize"),
         )
     ),
     "onnxruntime": (
         "rlprune_edge/export/host.py",
+        "rlprune_edge/export/quantize.py",
         "rlprune_edge/bundle/predict_template.py",  # runs without us
         "agents/rlprune_agent/runtime.py",
     ),
@@ -72,7 +74,7 @@ HOMES = {
     "rich": tuple(f"rlprune_edge/{name}.py" for name in (*CLI, "console")),
 }
 TORCH = (
-    *(f"rlprune_edge/{name}.py" for name in ("inputs", "encoders", "layout", "precision")),
+    *(f"rlprune_edge/{name}.py" for name in ("inputs", "encoders", "layout", "bfloat16")),
     "rlprune_edge/tasks/",
     "rlprune_edge/prune/",
     "rlprune_edge/export/",

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlprune_edge.bfloat16 import mixed
 from rlprune_edge.encoders import view
 from rlprune_edge.errors import UserError
 from rlprune_edge.inputs import Input
-from rlprune_edge.precision import mixed
 from rlprune_edge.prune.features import FeatureMatch
 from rlprune_edge.prune.space import device_of
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlprune_edge.bfloat16 import has_bfloat16, mixed
 from rlprune_edge.errors import UserError
-from rlprune_edge.precision import has_bfloat16, mixed
 from rlprune_edge.tasks import weights
 from rlprune_edge.tasks.pretrained import Encoder, described
 from rlprune_edge.tasks.task import LoadedModel, Progress, Task
