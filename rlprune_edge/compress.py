@@ -38,6 +38,8 @@ from rlprune_edge.tasks.task import LoadedModel, Task
 
 SPACE = "space.json"
 POLICY = "policy.zip"
+PPO_LOG = "ppo"
+"""folder of what PPO tells of its training, for TensorBoard and for the report"""
 ENDS = {
     "budget": "the budget is used up",
     "repeats": "the agent hardly proposes anything new",
@@ -255,8 +257,10 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
         budget=left,
         parts=parts,
         policy=run.folder.path / POLICY,
+        log=run.folder.path / rung.named(PPO_LOG),
         warm_start=_warm_start(run),
     )
+    run.predicted |= env.predicted
     run.searched += SearchTime(
         seconds=time.perf_counter() - began,
         device_seconds=run.device.device_seconds - device_before,

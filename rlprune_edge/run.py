@@ -92,6 +92,8 @@ class Run:
     sign: Callable[[bytes], bytes] | None = None
     """makes a bundle's signature out of its sums"""
     notes: list[str] = field(default_factory=list)
+    predicted: dict[str, float] = field(default_factory=dict)
+    """what the search expected of its candidates before they were measured, in ms, by plan key"""
     searched: SearchTime = field(default_factory=lambda: SearchTime(0.0, 0.0, 0))
     probed: dict[int, int] = field(default_factory=dict)
     """single cuts scored on the host, beside the candidates, on each rung"""

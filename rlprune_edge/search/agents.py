@@ -30,10 +30,10 @@ class Agent:
     """asks for what single cuts cost (`sensitivity`)"""
 
 
-_PPO = ("seed", "budget", "parts", "settings", "policy", "warm_start")
+_PPO = ("seed", "budget", "parts", "settings", "policy", "warm_start", "log")
 AGENTS: dict[str, Agent] = {
     "ppo": Agent("ppo", "search_with_ppo", "PPO with prior, knapsack plans and surrogates", _PPO, probes=True),
-    "ppo-cold": Agent("ppo", "search_with_cold_ppo", "PPO alone, every episode evaluated", ("seed", "policy")),
+    "ppo-cold": Agent("ppo", "search_with_cold_ppo", "PPO alone, every episode evaluated", ("seed", "policy", "log")),
     "dqn": Agent("dqn", "search_with_dqn", "deep Q-learning, every episode evaluated", ("seed", "budget")),
     "knapsack": Agent("field_knapsack", "search_with_knapsack", "latency knapsack (SPDY, HALP)", probes=True),
     "greedy": Agent("field_greedy", "search_with_greedy", "step by step (NetAdapt)", ("seed", "budget")),

@@ -85,6 +85,8 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.prior = Prior(space, sensitivity) if sensitivity is not None else None
         self.trials: dict[str, Trial] = {}
         """every distinct trial so far, in order, by plan key"""
+        self.predicted: dict[str, float] = {}
+        """what the latency model said of each measured plan before it was told, in ms, by plan key"""
         self.episodes = 0
 
         rehearsal = Walk(self.model, self.limits, None, count=_ROLLOUTS)
@@ -152,6 +154,7 @@ class PruningEnv(gym.Env[NDArray[np.float32], np.int64]):
         new = plan.key not in self.trials
         self.trials.setdefault(plan.key, trial)
         if trial.measurement is not None:
+            self.predicted.setdefault(plan.key, self.model.predict_ms(plan))
             self.model.observe(plan, self.judged_ms(trial), trial.measurement.memory_mb)
         return trial, new
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from rlprune_edge.errors import BudgetSpent
@@ -65,13 +66,15 @@ def search_with_ppo(
     parts: Parts | None = None,
     settings: PpoSettings | None = None,
     policy: Path | None = None,
+    log: Path | None = None,
     warm_start: WarmStart | None = None,
     on_trial: OnTrial | None = None,
 ) -> SearchEnd:
     """Let PPO propose plans until the budget is spent or hardly a proposal is new; `on_trial` hears each distinct one.
 
     With the surrogate among its `parts` in rounds of imagination (see `rounds`), else every episode is evaluated. The
-    policy is saved to `policy` at the end, however it comes; `warm_start` begins with another search's.
+    policy is saved to `policy` at the end, however it comes; `warm_start` begins with another search's. Every update is
+    logged in the folder `log`, see `training_log`.
 
     The same seed and the same answers of `evaluate` give the same plans in the same order. The policy runs on one torch
     thread and on its own random numbers; inside `evaluate`, and afterwards, the caller's threads and generators are
@@ -96,13 +99,15 @@ def search_with_ppo(
                 yield trial
 
         dream = Imagination(env, count=rounds.WALKS, masked=parts.masks)
-        scores = _StandardScores(settings.normalise_reward)
+        scores, told = _StandardScores(settings.normalise_reward), _Told(settings.normalise_reward, tally)
         if parts.surrogate:
             episodes, epochs = rounds.EPISODES_PER_UPDATE, rounds.EPOCHS
             agent = _agent(dream, env, seed, settings, episodes=episodes, epochs=epochs)
         else:
             real, episodes = DummyVecEnv([lambda: env]), settings.episodes_per_update
             agent = _agent(real, env, seed, settings, episodes=episodes, epochs=settings.epochs)
+        if log is not None:
+            scores.logged = told.logged = training_log(agent, env, log)
         env.evaluate, env.evaluate_all = evaluate, evaluate_all
         try:
             if parts.surrogate:
@@ -119,7 +124,7 @@ def search_with_ppo(
                 )
             else:
                 rounds.introduce(env, agent, tally, parts=parts, seed=seed, warm_start=warm_start)
-                _learn(agent, sys.maxsize, _Told(settings.normalise_reward, tally))
+                _learn(agent, sys.maxsize, told)
             return tally.end("repeats")
         except BudgetSpent:
             return tally.end("budget")
@@ -127,13 +132,15 @@ def search_with_ppo(
             env.evaluate, env.evaluate_all = callers, callers_all
             if policy is not None:
                 agent.save(policy)
+            if log is not None:
+                agent.logger.close()
 
 
 def search_with_cold_ppo(
-    env: PruningEnv, *, seed: int, policy: Path | None = None, on_trial: OnTrial | None = None
+    env: PruningEnv, *, seed: int, policy: Path | None = None, log: Path | None = None, on_trial: OnTrial | None = None
 ) -> SearchEnd:
     """PPO as in `search_with_ppo`, with nothing but its own real episodes to learn from."""
-    return search_with_ppo(env, seed=seed, parts=LITERAL, policy=policy, on_trial=on_trial)
+    return search_with_ppo(env, seed=seed, parts=LITERAL, policy=policy, log=log, on_trial=on_trial)
 
 
 def _agent(
@@ -161,6 +168,28 @@ def _agent(
     )
 
 
+def training_log(agent: MaskablePPO, env: PruningEnv, folder: Path) -> Callable[[Sequence[float]], None]:
+    """Log every update of an agent in a folder, as TensorBoard reads it and as JSON lines (`progress.json`).
+
+    Beside what stable-baselines3 says of an update (`train/entropy_loss`, `train/approx_kl`, ...): the mean reward of
+    the episodes of late, imagined ones where it imagines, how many candidates were evaluated, and the best that meets
+    the target. Returns what is to be called after each update.
+    """
+    agent.set_logger(configure(str(folder), ["tensorboard", "json"]))
+
+    def logged(rewards: Sequence[float]) -> None:
+        if "train/loss" not in agent.logger.name_to_value:
+            return  # nothing was learned yet
+        met = [t.score.reward for t in env.trials.values() if t.score.feasible]
+        agent.logger.record("search/evaluated", len(env.trials))
+        agent.logger.record("search/mean_reward", float(np.mean(rewards)) if rewards else float("nan"))
+        if met:
+            agent.logger.record("search/best_reward", max(met))
+        agent.logger.dump(agent.num_timesteps)
+
+    return logged
+
+
 def _learn(agent: MaskablePPO, steps: int, callback: BaseCallback) -> None:
     agent.learn(steps, callback=callback, log_interval=sys.maxsize, reset_num_timesteps=agent.num_timesteps == 0)
 
@@ -172,6 +201,11 @@ class _StandardScores(BaseCallback):
         super().__init__()
         self._normalise = normalise
         self._rewards: deque[float] = deque(maxlen=PAST)
+        self.logged: Callable[[Sequence[float]], None] = lambda _: None
+        """hears the rewards of late before each rollout, when the update before it is over"""
+
+    def _on_rollout_start(self) -> None:
+        self.logged(self._rewards)
 
     def _on_step(self) -> bool:
         self._rewards.extend(float(r) for r in self.locals["rewards"][self.locals["dones"]])
