@@ -27,11 +27,7 @@ _DASHES = ("solid", "dash", "dot")
 _SIGNS = {BETTER: "&gt;", WORSE: "&lt;", TIE: "="}
 _SHOWN_ELSEWHERE = ("command", "versions", "notes")
 
-# Plotly writes its colours into the drawing; those that must change with the page's are overruled here.
 CSS = """
-:root { color-scheme: light dark; }
-.js-plotly-plot .plotly .xtick text, .js-plotly-plot .plotly .ytick text, .js-plotly-plot .plotly .legendtext,
-.js-plotly-plot .plotly .xtitle, .js-plotly-plot .plotly .ytitle { fill: currentColor !important; }
 td.better, td.worse, td.tie { white-space: nowrap; }
 td.better { color: #00704f; }
 td.worse { color: #b34700; }
@@ -40,17 +36,11 @@ td.worse { color: #b34700; }
 .matrix th:first-child { padding-left: 0; }
 .matrix tbody th { border-bottom-color: #e3e7eb; }
 .figures th.n, .figures td.n { white-space: nowrap; }
-@media (prefers-color-scheme: dark) {
-  body { background: #0f1419; color: #e6e9ed; }
-  p, li { color: #c4cbd3; }
-  .kicker, .small, th, .facts td:not(:last-child) { color: #98a2ad; }
-  th { border-bottom-color: #56606b; }
-  td, .matrix tbody th { border-bottom-color: #2a323a; }
-  pre { background: #1a2129; }
+@media screen and (prefers-color-scheme: dark) {
+  .matrix tbody th { border-bottom-color: #2a323a; }
   td.better { color: #3fcf9f; }
   td.worse { color: #ff9a5c; }
 }
-@media print { :root { color-scheme: light; } }
 """
 
 
@@ -106,7 +96,6 @@ def curves(comparison: Figures) -> str:
         )
     # the page shines through, white or black
     figure.update_layout(**layout(height=480))
-    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     figure.update_layout(legend={"y": -0.16, "yanchor": "top"})
     grid = "rgba(128,136,145,0.25)"
     figure.update_xaxes(title_text="candidates, probes among them", rangemode="tozero", gridcolor=grid)

@@ -38,8 +38,6 @@ from rlprune_edge.tasks.task import LoadedModel, Task
 
 SPACE = "space.json"
 POLICY = "policy.zip"
-PPO_LOG = "ppo"
-"""folder of what PPO tells of its training, for TensorBoard and for the report"""
 ENDS = {
     "budget": "the budget is used up",
     "repeats": "the agent hardly proposes anything new",
@@ -257,7 +255,7 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
         budget=left,
         parts=parts,
         policy=run.folder.path / POLICY,
-        log=run.folder.path / rung.named(PPO_LOG),
+        log=run.folder.path / rung.named(deliver.PPO_LOG),
         warm_start=_warm_start(run),
     )
     run.predicted |= env.predicted

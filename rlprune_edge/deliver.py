@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -28,6 +29,10 @@ from rlprune_edge.run import Run
 from rlprune_edge.tasks.task import BENCHMARK
 
 GOLDEN = 3
+PPO_LOG = "ppo"
+"""folder of what PPO tells of its training, for TensorBoard and for the report"""
+DRAWN = 300
+"""updates of it"""
 COMPRESSED = "compressed"
 """the folder of a run that a compressed transformer is saved in, as transformers does it"""
 PACKAGES = (
@@ -257,6 +262,8 @@ def _report(
         notes=tuple(run.notes),
         fine_tuning=histories,
         ladder=_ladder(run, compressed),
+        predicted=run.predicted,
+        training=_training(run),
         precision=precision if run.request.precision != "fp32" else (),
         bundle=str(run.folder.bundle) if compressed else None,
         other_metrics=run.task.other_metrics,
@@ -278,6 +285,20 @@ def _ladder(run: Run, compressed: dict[str, Any] | None) -> list[dict[str, Any]]
         taken = ("plan_key", "speedup", "speedup_ci", "latency_ms", "memory_mb", "validation_metric")
         last |= {key: compressed[key] for key in taken}
     return [*run.climbed, last]
+
+
+def _training(run: Run) -> list[dict[str, Any]]:
+    """What the agent told of its updates, rung by rung, thinned to what can be drawn."""
+    found: list[dict[str, Any]] = []
+    before = 0
+    for number in range(run.rung.number + 1):
+        log = run.folder.path / replace(run.rung, number=number).named(PPO_LOG) / "progress.json"
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        for line in lines[:: max(1, len(lines) // DRAWN)]:
+            told = {"entropy": -line["train/entropy_loss"], "mean_reward": line["search/mean_reward"]}
+            found.append({"evaluated": before + line["search/evaluated"], **told})
+        before += sum(t.rung == number for t in run.journal.trials[1:])
+    return found
 
 
 def _nearest(run: Run, count: int = 3) -> tuple[Trial, ...]:

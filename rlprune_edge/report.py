@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rlprune_edge.errors import UserError
@@ -75,6 +76,8 @@ def build_report(
     fine_tuning: Sequence[Figures] = (),
     ladder: Sequence[Figures] = (),
     precision: Sequence[Figures] = (),
+    predicted: Mapping[str, float] = MappingProxyType({}),
+    training: Sequence[Figures] = (),
     source: str | None = None,
     bundle: str | None = None,
     other_metrics: Sequence[MetricSpec] = (),
@@ -95,6 +98,8 @@ def build_report(
     `speedup_ci`, `latency_ms`, `memory_mb`, `validation_metric`. `precision` lists what was tried beside fp32 where
     that was asked for: `precision`, `kept`, `why` not, `details`, `validation_metric`, `latency_ms`, `latency_ci_ms`,
     `speedup`, `speedup_ci`, `memory_mb`, `onnx_bytes`, `mode`.
+    `predicted` is what the search expected of a candidate before it was measured (plan key -> ms on the uncut model's
+    scale), `training` what its agent told of every update: `evaluated` candidates by then, `entropy`, `mean_reward`.
     `search` may hold `command` (repeats the run), `versions`, and `threads` and `mode` of the final measurement.
     `source` and the like default to what the first measured trial says.
     Figures of `other_metrics` stand in `baseline` and `compressed` under their own names, those of a second set, called
@@ -137,7 +142,8 @@ def build_report(
         "precision": list(precision),
         "bundle": bundle,
         "versions": {**(first.versions if first else {}), **search.get("versions", {})},
-        "trials": [_point(t) for t in trials],
+        "trials": [{**_point(t), "predicted_ms": predicted.get(t.plan.key)} for t in trials],
+        "training": list(training),
     }
     report["verdict"] = verdict(report)
     content: Figures = plain(report)
@@ -193,8 +199,23 @@ def _point(trial: Trial) -> Figures:
         "feasible": trial.score.feasible,
         "seconds": dict(trial.seconds),
         "flags": list(measured.flags) if measured else [],
+        "vitals": _vitals(measured.vitals_after) if measured else {},
         "failure": asdict(trial.failure) if trial.failure else None,
     }
+
+
+def _vitals(said: Mapping[str, Any]) -> Figures:
+    """What of a device's vitals is drawn; what it has no sensor for is left out."""
+    found: Figures = {}
+    if celsius := said.get("temperature_c"):
+        found["celsius"] = max(celsius.values())
+    if clocks := said.get("requested_mhz"):
+        found["mhz"] = min(clocks.values())
+    if load := said.get("loadavg"):
+        found["load"] = load[0]
+    if (free := said.get("available_bytes")) is not None:
+        found["available_mb"] = free / 1e6
+    return found
 
 
 def _finalist(entry: Figures, trials: Sequence[Trial]) -> Figures:

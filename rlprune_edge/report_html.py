@@ -5,6 +5,9 @@ Every drawing function takes the content of report.json and returns a `<div>`, o
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 from html import escape
 from itertools import accumulate
 from typing import Any
@@ -17,13 +20,31 @@ from rlprune_edge.report_words import Figures, milliseconds, number, speedup
 # Okabe and Ito's colours, told apart by people with any kind of colour vision (jfly.uni-koeln.de/color, 2008)
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 GREY, LIGHT, INK = "#8A929B", "#E3E7EB", "#1B1F24"
+CLEAR = "rgba(0,0,0,0)"
+"""the page's own colour, light or dark; its style sheet sees to texts and grids"""
 STAGES = (SKY, ORANGE, GREEN, "#F0E442", BLUE, VERMILION, PURPLE, "#555B63", "#B8BEC5")
+_CONFIG = {"responsive": True, "displayModeBar": False}
 _FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 
+_LOADER = """
+const waiting = [];
+function draw(plot) { window.Plotly ? plot() : waiting.push(plot); }
+(async () => {
+  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+  waiting.forEach((plot) => plot());
+})();
+"""
+
+
 def javascript() -> str:
-    """Plotly's own script, to be put into the page once."""
-    return str(get_plotlyjs())
+    """Plotly's own script, to be put into the page once, before the plots: packed, or it would be 4.5 MB."""
+    packed = base64.b64encode(gzip.compress(str(get_plotlyjs()).encode(), 9, mtime=0)).decode()
+    return f'<script type="text/plain" id="plotly">{packed}</script>\n<script>{_LOADER}</script>'
 
 
 def is_measured(point: Figures) -> bool:
@@ -53,7 +74,7 @@ def tradeoff(report: Figures) -> str:
     for name, group, marker in (
         ("candidate", [t for t in others if t["plan_key"] not in keys], {"color": GREY, "size": 8, "opacity": 0.75}),
         ("on the front", [t for t in others if t["plan_key"] in keys], {"color": BLUE, "size": 9}),
-        ("baseline", baseline, {"color": "#000", "size": 12, "symbol": "square"}),
+        ("baseline", baseline, {"color": INK, "size": 12, "symbol": "square", "line": {"color": "#fff", "width": 1}}),
         (
             "finalist, before fine-tuning",
             [t for t in others if t["plan_key"] in finalists],
@@ -66,6 +87,7 @@ def tradeoff(report: Figures) -> str:
                 y=[t["metric"] for t in group],
                 mode="markers",
                 marker=marker,
+                error_x=_intervals(group, baseline) if name == "on the front" else None,
                 name=name,
                 text=[_hover(t, report) for t in group],
                 hovertemplate="%{text}<extra></extra>",
@@ -132,6 +154,95 @@ def rewards(report: Figures) -> str:
     figure.update_xaxes(title_text="candidate", rangemode="tozero", dtick=_whole(points))
     figure.update_yaxes(title_text="reward")
     return div(figure, "plot-reward")
+
+
+def predictions(report: Figures) -> str:
+    """What the search expected of each candidate before it was measured, against what was measured."""
+    expected, measured = expectations(report)
+    if not measured:
+        return ""
+    figure = go.Figure()
+    ends = [min(measured), max(measured)]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "width": 1.5}, name="as expected")
+    figure.add_scatter(
+        x=measured,
+        y=expected,
+        mode="markers",
+        marker={"color": BLUE, "size": 8, "opacity": 0.75},
+        name="candidate",
+        hovertemplate="expected %{y:.4g} ms, measured %{x:.4g} ms<extra></extra>",
+    )
+    figure.update_layout(**layout(height=360))
+    figure.update_xaxes(title_text="measured latency, ms, on the uncut model's scale")
+    figure.update_yaxes(title_text="expected latency, ms")
+    return div(figure, "plot-predictions")
+
+
+def expectations(report: Figures) -> tuple[list[float], list[float]]:
+    """What was expected of the candidates and what was measured, in ms on the uncut model's scale, in their order."""
+    baseline = [t for t in report["trials"] if t["number"] == 0 and t["latency_ms"]]
+    points = [t for t in report["trials"] if t["number"] > 0 and t.get("predicted_ms") and t["latency_ms"]]
+    return [t["predicted_ms"] for t in points], [_judged_ms(t, baseline) for t in points]
+
+
+def training(report: Figures) -> str:
+    """The policy's entropy and the mean reward of its episodes, over the candidates evaluated by then."""
+    told = report.get("training") or []
+    if not told:
+        return ""
+    figure = go.Figure()
+    x = [line["evaluated"] for line in told]
+    for key, name, colour, axis in (
+        ("entropy", "entropy of the policy, nats", BLUE, "y"),
+        ("mean_reward", "mean reward of its episodes", ORANGE, "y2"),
+    ):
+        figure.add_scatter(
+            x=x,
+            y=[line[key] for line in told],
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"size": 4},
+            name=name,
+            yaxis=axis,
+            hovertemplate=f"after %{{x}} candidates: {name} %{{y:.3f}}<extra></extra>",
+        )
+    both = layout(height=340)
+    figure.update_layout(**both, yaxis2={**both["yaxis"], "overlaying": "y", "side": "right", "showgrid": False})
+    figure.update_layout(yaxis2_title_text="mean reward")
+    figure.update_xaxes(title_text="candidates evaluated", rangemode="tozero")
+    figure.update_yaxes(title_text="entropy, nats", selector={"side": None})
+    return div(figure, "plot-training")
+
+
+VITALS = (
+    ("celsius", "temperature, °C", VERMILION),
+    ("mhz", "clock asked for, MHz", PURPLE),
+    ("load", "load (1 minute)", ORANGE),
+    ("available_mb", "free memory, MB", GREEN),
+)
+
+
+def vitals(report: Figures) -> str:
+    """What the device said of itself after each measurement, one small plot for each sensor that it has."""
+    drawn = ""
+    for key, name, colour in VITALS:
+        points = [t for t in report["trials"] if t.get("vitals", {}).get(key) is not None]
+        if len(points) < 2:
+            continue
+        figure = go.Figure()
+        figure.add_scatter(
+            x=[t["number"] for t in points],
+            y=[t["vitals"][key] for t in points],
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"size": 4},
+            hovertemplate="candidate %{x}: %{y:,.5g}<extra></extra>",
+        )
+        figure.update_layout(**layout(height=190), showlegend=False)
+        figure.update_xaxes(title_text="candidate", dtick=_whole(points))
+        figure.update_yaxes(title_text=name)
+        drawn += div(figure, f"plot-{key.replace('_', '-')}")
+    return drawn
 
 
 def widths(report: Figures) -> str:
@@ -248,8 +359,12 @@ def recovery(report: Figures) -> str:
 
 def div(figure: go.Figure, name: str) -> str:
     """The `<div id=name>` with the figure in it; needs `javascript()` earlier on the page."""
-    config = {"responsive": True, "displayModeBar": False}
-    return str(figure.to_html(include_plotlyjs=False, full_html=False, div_id=name, config=config))
+    height = figure.layout.height
+    drawn = str(figure.to_json()).replace("</", "<\\/")  # nothing in it may end the script
+    return (
+        f'<div id="{name}" style="min-height: {height}px"></div>\n<script>draw(() => {{ const figure = {drawn}; '
+        f'Plotly.newPlot("{name}", figure.data, figure.layout, {json.dumps(_CONFIG)}); }});</script>'
+    )
 
 
 def layout(height: int) -> dict[str, Any]:
@@ -259,8 +374,8 @@ def layout(height: int) -> dict[str, Any]:
         "height": height,
         "template": "none",
         "font": {"family": _FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "#fff",
-        "plot_bgcolor": "#fff",
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
         "hoverlabel": {"align": "left", "font": {"family": _FONT, "size": 13}},
@@ -285,6 +400,17 @@ def _hover(point: Figures, report: Figures) -> str:
     if point["reward"] is not None:
         lines.append(f"reward {point['reward']:.3f}")
     return "<br>".join(lines)
+
+
+def _intervals(points: list[Figures], baseline: list[Figures]) -> dict[str, Any]:
+    """Bars for the 95 % intervals of latencies, on the scale that `_judged_ms` puts the points on."""
+    above, below = [], []
+    for point in points:
+        at, own = _judged_ms(point, baseline), point["latency_ms"]
+        low, high = point["latency_ci_ms"] or (own, own)
+        above.append(at * (high / own - 1))
+        below.append(at * (1 - low / own))
+    return {"array": above, "arrayminus": below, "color": BLUE, "thickness": 1, "width": 3}
 
 
 def _judged_ms(point: Figures, baseline: list[Figures]) -> float:

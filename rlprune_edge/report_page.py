@@ -24,8 +24,10 @@ from rlprune_edge.report_words import (
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _SHOWN_ELSEWHERE = ("command", "versions", "threads", "mode")
 
+# Plotly writes its colours into the drawing; those that must change with the page's are overruled here.
 CSS = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; }
+.js-plotly-plot .plotly text { fill: currentColor !important; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: #1b1f24; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
   "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
@@ -63,7 +65,19 @@ li { margin: 0 0 6px; }
   .facts td:not(:last-child) { padding-right: 14px; }
   .wide { min-width: 640px; }
 }
+@media screen and (prefers-color-scheme: dark) {
+  body { background: #0f1419; color: #e6e9ed; }
+  p, li { color: #c4cbd3; }
+  .kicker, .small, .empty, th, .facts td:not(:last-child) { color: #98a2ad; }
+  .empty { border-color: #56606b; }
+  th { border-bottom-color: #56606b; }
+  td { border-bottom-color: #2a323a; }
+  pre { background: #1a2129; }
+  .js-plotly-plot .plotly .gridlayer path { stroke: #2a323a !important; }
+  .js-plotly-plot .plotly .hoverlayer text { fill: #fff !important; }
+}
 @media print {
+  :root { color-scheme: light; }
   @page { margin: 14mm; }
   body { font-size: 11pt; }
   main { max-width: none; padding: 0; }
@@ -82,8 +96,11 @@ def page(report: Figures) -> str:
         _summary(report),
         _plot("Quality against latency", _tradeoff_caption(report), plots.tradeoff(report)),
         _plot("Reward over the search", _reward_caption(report), plots.rewards(report)),
+        _drawn("What PPO learned", _TRAINING, plots.training(report)),
+        _drawn("Expected and measured", _predictions_caption(report), plots.predictions(report)),
         _plot("What was kept", _widths_caption(report), plots.widths(report)),
         _plot("Where the time went", _seconds_caption(report), plots.seconds(report)),
+        _drawn("The device meanwhile", _VITALS, plots.vitals(report)),
         _ladder(report),
         _precision(report),
         _finalists(report),
@@ -102,7 +119,7 @@ def document(title: str, verdict: str, sections: list[str], *, css: str = "") ->
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{CSS}{css}</style>\n'
-        f"<script>{plots.javascript()}</script>\n</head>\n<body>\n<main>\n"
+        f"{plots.javascript()}\n</head>\n<body>\n<main>\n"
         f'<p class="kicker">{escape(title)}</p>\n<h1>{escape(verdict)}</h1>\n'
         + "\n".join(s for s in sections if s)
         + "\n</main>\n</body>\n</html>\n"
@@ -232,6 +249,11 @@ def _plot(title: str, caption: str, drawn: str, after: str = "") -> str:
     return f"<section><h2>{escape(title)}</h2><p>{escape(caption)}</p>{drawn}{after}</section>"
 
 
+def _drawn(title: str, caption: str, drawn: str) -> str:
+    """A section that is not there where there is nothing to draw."""
+    return _plot(title, caption, drawn) if drawn else ""
+
+
 def table(rows: list[Any], *, numbers_from: int, facts: bool = False) -> str:
     """An HTML table; cells from column `numbers_from` on are right-aligned. The first row is the heading."""
 
@@ -277,6 +299,25 @@ def _tradeoff_caption(report: Figures) -> str:
 def _reward_caption(report: Figures) -> str:
     name = report["search"].get("agent")
     return f"Every candidate in the order in which {name or 'the agent'} proposed it."
+
+
+_TRAINING = (
+    "Every update of the policy: its entropy (in nats; it falls as the policy makes up its mind) and the mean reward "
+    "of the episodes it practised on, imagined ones where it imagines. TensorBoard reads the same in the folder ppo."
+)
+_VITALS = "What the device said of itself after each measurement; what it has no sensor for is not here."
+
+
+def _predictions_caption(report: Figures) -> str:
+    expected, measured = plots.expectations(report)
+    late = len(measured) // 2
+    off = [abs(e / m - 1) for e, m in zip(expected[late:], measured[late:], strict=True)]
+    if not off:
+        return ""
+    return (
+        "What the latency model said of each candidate before it was told. Over the later half it was off by "
+        f"{statistics.median(off):.1%} (median)."
+    )
 
 
 def _widths_caption(report: Figures) -> str:

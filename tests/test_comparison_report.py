@@ -187,7 +187,7 @@ def test_the_page_loads_nothing_and_says_what_the_terminal_says(tmp_path: Path) 
     ]  # fmt: skip
     assert "0.740 [0.737, 0.743]" in page.texts["td"]
     assert EVIL not in html
-    assert page.tags.count("script") == 2, "plotly, and the one plot"
+    assert page.tags.count("script") == 3, "plotly, what unpacks it, and the one plot"
     assert f"digits / resnet {EVIL} on pi4: a speed-up of 2x, 50 candidates, 5 seeds" in page.texts["p"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import subprocess
@@ -142,7 +144,7 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name in ("src", "href", "action", "srcset", "data", "poster"):
                 self.loads.append(value or "")
-            if name == "id":
+            if name == "id" and tag != "script":
                 self.ids.append(value or "")
 
     def handle_endtag(self, tag: str) -> None:
@@ -156,7 +158,7 @@ class Page(HTMLParser):
 
 def plot(html: str, name: str) -> list[dict[str, Any]]:
     """The traces that plotly is given for one plot."""
-    start = html.index("[", html.rindex(f'"plot-{name}"'))
+    start = html.index("[", html.index('"data":', html.index(f'<div id="plot-{name}"')))
     traces: list[dict[str, Any]] = json.JSONDecoder().raw_decode(html[start:])[0]
     return traces
 
@@ -330,7 +332,10 @@ def test_the_page_loads_nothing_and_holds_plotly_once(written: Path) -> None:
     page = Page(html)
     assert page.loads == ["data:,"]
     assert re.findall(r"@import|url\(", html[html.index("<style>") : html.index("</style>")]) == []
-    assert html.count("* plotly.js v") == 1
+    packed = re.findall(r'id="plotly">([^<]+)<', html)
+    assert len(packed) == 1
+    assert b"* plotly.js v" in gzip.decompress(base64.b64decode(packed[0]))
+    assert len(html) < 2_500_000
     assert "default-src 'none'" in html[: html.index("<style>")]
 
 
@@ -375,11 +380,38 @@ def test_the_plots_hold_the_figures_of_the_trials(written: Path) -> None:
     assert plot(html, "recovery")[0]["y"] == [1.0, 0.5, 1 / 3]
 
 
+def test_what_the_search_expected_learned_and_met_is_drawn_where_it_is_known(tmp_path: Path) -> None:
+    hot = {"temperature_c": {"zone0 cpu": 51.5, "zone1 gpu": 48.0}, "loadavg": [0.25, 0.2, 0.1], "available_bytes": 2e9}
+    trials = [replace(t, measurement=t.measurement and replace(t.measurement, vitals_after=hot)) for t in TRIALS]
+    made = report(
+        trials=trials,
+        predicted={TRIALS[1].plan.key: 1.9, TRIALS[2].plan.key: 2.2},
+        training=[
+            {"evaluated": 1, "entropy": 2.0, "mean_reward": 0.5},
+            {"evaluated": 3, "entropy": 1.5, "mean_reward": 0.75},
+        ],
+    )
+    write_report(tmp_path, made, trials, SPACE)
+    html = (tmp_path / "report.html").read_text()
+    page = Page(html)
+    assert [i for i in page.ids if i not in ("plot-tradeoff", "plot-reward", "plot-widths", "plot-seconds")] == [
+        "plot-training", "plot-predictions", "plot-celsius", "plot-load", "plot-available-mb", "plot-recovery",
+    ]  # fmt: skip
+    assert {t["name"]: t["y"] for t in plot(html, "training")} == {
+        "entropy of the policy, nats": [2.0, 1.5], "mean reward of its episodes": [0.5, 0.75],
+    }  # fmt: skip
+    assert plot(html, "predictions")[1]["y"] == [1.9, 2.2]
+    assert set(plot(html, "celsius")[0]["y"]) == {51.5}
+    assert made["trials"][1]["vitals"] == {"celsius": 51.5, "load": 0.25, "available_mb": 2000.0}
+    again = render(tmp_path)
+    assert again["training"] == made["training"]
+
+
 def test_what_users_named_cannot_become_markup(written: Path) -> None:
     html = (written / "report.html").read_text()
     page = Page(html)
     assert EVIL not in html
-    assert page.tags.count("script") == 1 + len(page.ids), "plotly, and one for each plot"
+    assert page.tags.count("script") == 2 + len(page.ids), "plotly and what unpacks it, and one for each plot"
     assert page.texts["p"][0] == f"digits / resnet {EVIL} on local"
 
 
