@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import typer
 from rich.console import Console
 
-from rlprune_edge import __version__, cli_bundle, cli_compare, cli_device, cli_profile, errors
+from rlprune_edge import __version__, cli_bundle, cli_compare, cli_device, cli_init, cli_profile, errors
 from rlprune_edge.cli_ends import resumable
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
@@ -39,6 +39,7 @@ app.add_typer(cli_device.app, name="device")
 app.add_typer(cli_bundle.app, name="bundle")
 app.command("compare")(cli_compare.compare)
 app.command("profile")(cli_profile.profile)
+app.command("init")(cli_init.init)
 
 
 def run() -> int:
@@ -331,13 +332,23 @@ def _arrays(path: Path) -> dict[str, Any]:
 @app.command("report")
 def report_command(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a former run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", help="What to print: text, md (tables), json (all of it), csv (all candidates).")
+    ] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Print a run's result and write its report.html again, without running anything."""
+    from rlprune_edge import report_formats
     from rlprune_edge.report import render
 
+    form = "json" if as_json else form
+    if form not in report_formats.FORMATS:
+        raise UserError(f"--format {form} is not known: choose {', '.join(report_formats.FORMATS)}")
     report = render(run_dir)
-    if as_json:
+    if form == "text":
+        _print_summary(Console(highlight=False), run_dir, report)
+    elif form == "json":
         typer.echo(json.dumps(report))
     else:
-        _print_summary(Console(highlight=False), run_dir, report)
+        made = report_formats.markdown(report) if form == "md" else report_formats.table_of_candidates(report)
+        typer.echo(made, nl=False)

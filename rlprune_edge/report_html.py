@@ -109,9 +109,7 @@ def tradeoff(report: Figures) -> str:
         name = f"target, {milliseconds(limit)}"
         figure.add_vline(x=limit, line={"color": GREEN, "width": 2, "dash": "dash"}, name=name, showlegend=True)
     figure.update_layout(**layout(height=460))
-    figure.update_xaxes(
-        title_text="measured latency, ms (the uncut model's over the paired speed-up)", rangemode="tozero"
-    )
+    figure.update_xaxes(title_text="latency, ms", rangemode="tozero")
     figure.update_yaxes(title_text=f"{report['metric']['name']}, {report['metric']['unit']}")
     return div(figure, "plot-tradeoff")
 
@@ -173,8 +171,8 @@ def predictions(report: Figures) -> str:
         hovertemplate="expected %{y:.4g} ms, measured %{x:.4g} ms<extra></extra>",
     )
     figure.update_layout(**layout(height=360))
-    figure.update_xaxes(title_text="measured latency, ms, on the uncut model's scale")
-    figure.update_yaxes(title_text="expected latency, ms")
+    figure.update_xaxes(title_text="measured, ms")
+    figure.update_yaxes(title_text="expected, ms")
     return div(figure, "plot-predictions")
 
 
@@ -297,7 +295,9 @@ def widths(report: Figures) -> str:
         tickvals=[0, 25, 50, 75, 100],
         fixedrange=True,
     )
-    figure.update_yaxes(autorange="reversed", tickmode="linear", dtick=1, tickfont={"size": 11}, showgrid=False)
+    figure.update_yaxes(
+        type="category", autorange="reversed", tickmode="linear", dtick=1, tickfont={"size": 11}, showgrid=False
+    )
     return div(figure, "plot-widths")
 
 

@@ -292,7 +292,8 @@ def _tradeoff_caption(report: Figures) -> str:
     better = "Higher" if report["metric"]["higher_is_better"] else "Lower"
     return (
         f"{measured} measured candidate{'s' if measured != 1 else ''}, on the search split before fine-tuning. "
-        f"{better} and further left is better. Measured on {settings(report, points)}."
+        f"{better} and further left is better. A candidate's latency is the uncut model's over its paired speed-up, so "
+        f"that no drift of the machine reorders them. Measured on {settings(report, points)}."
     )
 
 
@@ -315,8 +316,8 @@ def _predictions_caption(report: Figures) -> str:
     if not off:
         return ""
     return (
-        "What the latency model said of each candidate before it was told. Over the later half it was off by "
-        f"{statistics.median(off):.1%} (median)."
+        "Latency, as the model of it said before each candidate was measured, and after. Over the later half it was "
+        f"off by {statistics.median(off):.1%} (median)."
     )
 
 

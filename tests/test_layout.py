@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("tasks", "prune", "export", "device", "search", "bundle")
-CLI = ("cli", "cli_bundle", "cli_compare", "cli_device", "cli_ends", "cli_profile")
+CLI = ("cli", "cli_bundle", "cli_compare", "cli_device", "cli_ends", "cli_init", "cli_profile")
 SPINE = {
     f"rlprune_edge/{name}.py"
     for name in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import gzip
 import json
 import re
@@ -15,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from rlprune_edge.cli import app
 from rlprune_edge.errors import UserError
 from rlprune_edge.measurements import Interval, Measurement
 from rlprune_edge.records import Block, Failure, Group, MetricSpec, PruningSpace, Quality, Score, Target, Trial
@@ -405,6 +408,26 @@ def test_what_the_search_expected_learned_and_met_is_drawn_where_it_is_known(tmp
     assert made["trials"][1]["vitals"] == {"celsius": 51.5, "load": 0.25, "available_mb": 2000.0}
     again = render(tmp_path)
     assert again["training"] == made["training"]
+
+
+def test_markdown_and_csv_say_the_same(written: Path) -> None:
+    stored = json.loads((written / "report.json").read_text())
+    text = CliRunner().invoke(app, ["report", str(written), "--format", "md"]).stdout
+    assert text.startswith(f"# {stored['verdict']}\n")
+    for row in summary_rows(stored)[1:]:
+        assert f"| {' | '.join(row)} |" in text
+    assert f"```\n{stored['search']['command']}\n```" in text
+    lines = CliRunner().invoke(app, ["report", str(written), "--format", "csv"]).stdout.splitlines()
+    rows = list(csv.DictReader(lines))
+    assert [int(row["number"]) for row in rows] == [t["number"] for t in stored["trials"]]
+    for row, trial in zip(rows, stored["trials"], strict=True):
+        assert row["plan_key"] == trial["plan_key"]
+        assert row["latency_ms"] == ("" if trial["latency_ms"] is None else str(trial["latency_ms"]))
+        assert row["failure"] == (trial["failure"]["kind"] if trial["failure"] else "")
+    whole = CliRunner().invoke(app, ["report", str(written), "--format", "json"]).stdout
+    assert json.loads(whole) == stored == json.loads(CliRunner().invoke(app, ["report", str(written), "--json"]).stdout)
+    refused = CliRunner().invoke(app, ["report", str(written), "--format", "pdf"]).exception
+    assert "choose text, md, json, csv" in str(refused)
 
 
 def test_what_users_named_cannot_become_markup(written: Path) -> None:
