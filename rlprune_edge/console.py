@@ -9,13 +9,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
+from rich.live import Live
 
+from rlprune_edge.live import LiveView
 from rlprune_edge.records import Trial
 
 
 class ConsoleWatcher:
-    """A `progress.Watcher` that prints; on a terminal the newest line of a long stage stays in place.
+    """A `progress.Watcher` that prints; on a terminal the newest line of a long stage and the front stay at its foot.
 
     While it is entered it also remembers Ctrl-C: a KeyboardInterrupt that falls into a callback or a finaliser of some
     library is lost there, and then the next thing there is to tell raises it again.
@@ -23,7 +24,8 @@ class ConsoleWatcher:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._status: Status | None = None
+        self._view = LiveView()
+        self._foot: Live | None = None
         self._stage_began = time.perf_counter()
         self._fresh = 0
         self._fresh_began = 0.0
@@ -36,8 +38,8 @@ class ConsoleWatcher:
         if usual and threading.current_thread() is threading.main_thread():
             self._handler_before = signal.signal(signal.SIGINT, self._interrupt)
         if self._console.is_terminal:
-            self._status = self._console.status("")
-            self._status.start()
+            self._foot = Live(self._view, console=self._console, refresh_per_second=8, transient=True)
+            self._foot.start()
         return self
 
     def __exit__(
@@ -45,8 +47,8 @@ class ConsoleWatcher:
     ) -> None:
         if self._handler_before is not None:
             signal.signal(signal.SIGINT, self._handler_before)
-        if self._status:
-            self._status.stop()
+        if self._foot:
+            self._foot.stop()
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self._interrupted = True
@@ -62,7 +64,7 @@ class ConsoleWatcher:
         self._stage_began = time.perf_counter()
         self._fresh = 0
         self._console.print(f"- {text}", style="bold", soft_wrap=True)
-        self._live(text)
+        self._view.say(text)
 
     def note(self, text: str) -> None:
         """Something a reader should know about the stage."""
@@ -74,7 +76,7 @@ class ConsoleWatcher:
         self._heed()
         left = (time.perf_counter() - self._stage_began) / max(1, done) * (total - done)
         line = f"{text} ({done}/{total}" + (f", {_duration(left)} left)" if done < total else ")")
-        self._live(line) if self._status and done < total else self._console.print(f"  {line}", soft_wrap=True)
+        self._view.say(line) if self._foot and done < total else self._console.print(f"  {line}", soft_wrap=True)
 
     def trial(self, trial: Trial, *, best: Trial | None, spent: int, budget: int) -> None:
         """A candidate was evaluated."""
@@ -87,15 +89,12 @@ class ConsoleWatcher:
         if self._fresh > 1 and spent < budget:
             each = (time.perf_counter() - self._fresh_began) / (self._fresh - 1)
             found += f"  {_duration(each * (budget - spent))} left"
-        if self._status and best is not trial and trial.number:
-            self._live(found)
+        self._view.add(trial)
+        if self._foot and best is not trial and trial.number:
+            self._view.say(found)
         else:
             self._console.print(f"  {found}", soft_wrap=True)
         self._heed()
-
-    def _live(self, text: str) -> None:
-        if self._status:
-            self._status.update(text)
 
 
 def _outcome(trial: Trial) -> str:

@@ -71,7 +71,7 @@ HOMES = {
     "packageurl": ("rlprune_edge/bundle/sbom.py",),
     "paramiko": ("rlprune_edge/device/ssh.py", "rlprune_edge/device/ssh_login.py"),
     "typer": tuple(f"rlprune_edge/{name}.py" for name in CLI),
-    "rich": tuple(f"rlprune_edge/{name}.py" for name in (*CLI, "console")),
+    "rich": tuple(f"rlprune_edge/{name}.py" for name in (*CLI, "console", "live")),
 }
 TORCH = (
     *(f"rlprune_edge/{name}.py" for name in ("inputs", "encoders", "layout", "bfloat16")),
