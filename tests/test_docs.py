@@ -29,6 +29,7 @@ BOARDS = (ROOT / "docs" / "boards.md").read_text()
 OWN_TASK = (ROOT / "docs" / "own-task.md").read_text()
 SEARCH = (ROOT / "docs" / "search.md").read_text()
 MODALITIES = (ROOT / "docs" / "modalities.md").read_text()
+MEASURING = (ROOT / "docs" / "measuring.md").read_text()
 DATA = ROOT.parent / "shared"
 
 # The last of two equal options wins: the commands are tried as written, but with less of everything.
@@ -71,7 +72,7 @@ def run(command: str, cwd: Path, cache: Path, *, tiny: bool = False) -> str:
     words = shlex.split(command)
     if words[0] == "rlprune-edge":
         words[:1] = [sys.executable, "-m", "rlprune_edge"]
-        begins = not {"--render", "--resume"} & set(words)
+        begins = words[3] in ("compress", "compare", "profile") and not {"--render", "--resume"} & set(words)
         if words[3] == "compare" and begins:
             words += FEWER
         if tiny and begins:
@@ -80,9 +81,12 @@ def run(command: str, cwd: Path, cache: Path, *, tiny: bool = False) -> str:
             task = words[words.index("--task") + 1] if "--task" in words else "digits"
             words += [*CHEAPER, *OTHERWISE.get(TINY[1] if tiny else task, [])]
             words += LENIENT if "--max-drop" in words else []
-    else:
-        assert words[0] == "python", f"no test knows how to run: {command}"
+        if words[3:5] == ["bundle", "verify"] and "--device" in words:
+            words += ["--mode", "reward"]
+    elif words[0] == "python":
         words[0] = sys.executable
+    else:
+        assert words[0] == "ssh-keygen", f"no test knows how to run: {command}"
     done = subprocess.run(
         words,
         cwd=cwd,
@@ -123,6 +127,46 @@ def test_the_readmes_measurements_run(cache: Path, tmp_path: Path) -> None:
     said = [run(f"{command} --mode reward", tmp_path, cache) for command in job]
     assert "latency" in said[0]
     assert "verdict: slower" in said[1]
+
+
+def test_the_commands_of_the_page_on_measuring_run(cache: Path, tmp_path: Path) -> None:
+    a_model(tmp_path / "model.onnx", 8192)
+    a_model(tmp_path / "other.onnx", 512)
+    (job,) = blocks(MEASURING)
+    said = [run(f"{command} --mode reward", tmp_path, cache) for command in job]
+    assert "latency" in said[0]
+    assert json.loads(said[1])["devices"][0]["verdict"]["word"] == "slower"
+
+
+@pytest.mark.parametrize("page", ["bundles", "report"])
+def test_the_commands_of_the_pages_on_what_a_run_leaves_run_in_their_order(
+    page: str, cache: Path, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "tests" / "examples" / "own_task.py", tmp_path)
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    said = {command: run(command, tmp_path, cache, tiny=True) for job in blocks(text) for command in job}
+    expected = {
+        "--trust": "a key that you trust",
+        "--device local": "golden examples reproduced on local",
+        "--golden 0": '"reproduced": true',
+        "--precision auto": "Precision int8-dynamic: ",
+        "--format md": "| latency (95 % interval) |",
+        "--format csv": "number,rung,plan_key",
+        "--format json": '"verdict"',
+    }
+    for words, there in expected.items():
+        assert all(there in out for command, out in said.items() if words in command), words
+    assert len([words for words in expected if any(words in command for command in said)]) >= 3
+    for command, out in said.items():
+        assert out or command.startswith("ssh-keygen"), command
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_every_page_is_in_the_readme_and_its_links_lead_somewhere(page: str) -> None:
+    assert f"(docs/{page})" in README
+    text = (ROOT / "docs" / page).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / "docs" / target).exists(), target
 
 
 @pytest.mark.parametrize(
@@ -203,12 +247,14 @@ def test_the_commands_of_the_page_on_the_search_run_in_their_order(cache: Path, 
 # ---------------------------------------------------------------- flags
 
 
-def device_flags() -> dict[str, set[str]]:
-    """The same of the `device` commands."""
-    group = typer.main.get_command(app).commands["device"]  # type: ignore[attr-defined]
+def group_flags(name: str) -> set[str]:
+    """All flags of all `device` or all `bundle` commands."""
+    group = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     return {
-        name: {spelling for parameter in command.params for spelling in (*parameter.opts, *parameter.secondary_opts)}
-        for name, command in group.commands.items()
+        spelling
+        for command in group.commands.values()
+        for parameter in command.params
+        for spelling in (*parameter.opts, *parameter.secondary_opts)
     }
 
 
@@ -229,7 +275,18 @@ def test_every_flag_the_readme_names_exists() -> None:
 
 def test_every_flag_of_the_page_on_boards_exists() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", BOARDS))
-    known = flags_of("compress") | flags_of("measure") | {flag for flags in device_flags().values() for flag in flags}
+    known = flags_of("compress") | flags_of("measure") | group_flags("device") | group_flags("bundle")
+    assert named
+    assert sorted(named - known) == []
+
+
+@pytest.mark.parametrize("page", ["bundles", "report", "measuring", "troubleshooting", "raspberry-pi", "jetson"])
+def test_every_flag_of_the_other_pages_exists(page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    # of programs that are not ours
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - {"--golden", "--expect", "--build", "--ignore-scripts"}
+    commands = ("compress", "measure", "report", "compare", "profile", "init")
+    known = {flag for command in commands for flag in flags_of(command)} | group_flags("device") | group_flags("bundle")
     assert named
     assert sorted(named - known) == []
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from rlprune_edge.cli import app
 from rlprune_edge.device import health
 from rlprune_edge.device.meter import MODES
+from rlprune_edge.device.profiles import profiles
 
 pytestmark = pytest.mark.alone
 
@@ -32,6 +33,7 @@ CHEAPER = {
     "device setup": "--offline",
     "device calibrate": "--mode reward",
     "measure": "--mode reward",
+    "bundle verify": "--mode reward",
     "compress": "--budget 2 --epochs 0 --finalists 1 --final-mode reward --target-speedup 1.1 --agent uniform",
 }
 
@@ -59,7 +61,7 @@ def test_the_commands_of_the_page_on_boards_run_in_their_order(
     said = {}
     for command in COMMANDS:
         words = shlex.split(command)[1:]
-        name = " ".join(words[:2] if words[0] == "device" else words[:1])
+        name = " ".join(words[:2] if words[0] in ("device", "bundle") else words[:1])
         words += shlex.split(CHEAPER.get(name, ""))
         if name == "device add":
             board = host.board
@@ -76,4 +78,19 @@ def test_the_commands_of_the_page_on_boards_run_in_their_order(
     assert "the noise floor this device was calibrated at" in said["measure"]
     assert "faster on pi4" in said["compress"]
     assert said["device release"] == "'pi4' is free\n"
-    assert list(host.board.home.rglob("*")) == []
+    assert "3 golden examples reproduced on pi4" in said["bundle verify"]
+    assert "it gives its recorded answer there" in said["bundle push"]
+    (left,) = host.board.home.iterdir()
+    assert (left.name, (left / "digits" / "current" / "model.onnx").is_file()) == ("rlprune-bundles", True)
+
+
+@pytest.mark.parametrize("page", ["raspberry-pi", "jetson"])
+def test_the_pages_on_kinds_of_boards_have_the_same_commands(page: str) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / f"{page}.md").read_text()
+    commands = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+    assert len(commands) == 7
+    for command in commands:
+        known = command.replace(" --profile jetson-orin-nano", "").replace("me@jetson.local", "pi@raspberrypi.local")
+        assert re.sub(r"\borin\b", "pi4", known) in COMMANDS
+    named = re.search(r"--profile (\S+)", " ".join(commands))
+    assert named is None or named[1] in profiles()
