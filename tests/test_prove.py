@@ -120,7 +120,7 @@ def test_an_answer_that_is_another_there_is_refused(bundle: Path, cache: Path) -
     seal(bundle, lambda raw: raw["files"].update({"golden/0-output-0.npy": sha256_of(stored)}))
     with pytest.raises(BundleError, match="golden example 0 fails"):
         verify(bundle)
-    with pytest.raises(BundleError, match="golden example 0 fails on 'local': .*differs from the host's"):
+    with pytest.raises(BundleError, match=r"golden example 0 fails on 'local': .*differs from the host's"):
         prove.prove(bundle, "local", mode="brief", cache_dir=cache)
 
 
