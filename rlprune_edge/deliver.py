@@ -178,6 +178,7 @@ def _bundle(
         files=run.task.bundle_files,
         extra={
             **run.task.bundle_extra,
+            "postprocessing": _postprocessing(run),
             "timed_golden": timed,
             "precision": compressed["precision"],
             "tolerance": {"absolute": max(ABSOLUTE_TOLERANCE, tolerance), "relative": RELATIVE_TOLERANCE},
@@ -194,6 +195,13 @@ def _bundle(
             "notes": run.notes,
         },
     )
+
+
+def _postprocessing(run: Run) -> dict[str, Any]:
+    """What an app does with the outputs; predict.py and the examples do it."""
+    if run.task.preprocessing.get("kind") == "audio":
+        return dict(run.task.preprocessing["decoding"])
+    return {"kind": "softmax", "axis": -1} if run.task.labels else {"kind": "none"}
 
 
 def _infeasible(run: Run, histories: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:

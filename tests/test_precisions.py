@@ -77,6 +77,12 @@ def test_int8_in_both_ways_is_a_model_of_its_own_that_answers_alike(opened: Any)
         assert made.ready is not None
         model = onnx.load(made.ready.artifact.path)
         assert kinds <= {node.op_type for node in model.graph.node}
+        assert [o.domain for o in model.opset_import] == [""], "no domain that a board's runtime may not know"
+        assert model.ir_version <= 8
+        work = made.ready.artifact.work
+        assert work is not None
+        # What computes in 8 bits is not bound by a processor's speed with floats; dynamically, convolutions stay floats.
+        assert (work.flops == 0) == (made is static)
         assert model.graph.node[0].name.startswith("preprocess/"), "an app feeds raw values to this one, too"
         assert made.scored is not None
         with torch.no_grad():

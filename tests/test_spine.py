@@ -88,6 +88,8 @@ def test_a_run_leaves_a_report_and_a_bundle_that_verifies(whole: tuple[Path, str
     manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
     assert manifest["measurement"]["source"] == "local"
     assert manifest["trial"]["plan"]["widths"]
+    assert manifest["postprocessing"] == {"kind": "softmax", "axis": -1}
+    assert manifest["inputs"][0]["shape"][1:] == [12, 12, 1], "raw pixels, as an app has them"
     assert str(folder) not in json.dumps(manifest)
     assert "faster on local" in out
     assert (folder / "report.html").read_text().startswith("<!")
@@ -103,6 +105,16 @@ def test_every_trial_went_through_every_stage(whole: tuple[Path, str]) -> None:
     assert trials[0].measurement is not None
     assert trials[0].measurement.reference_sha256 is None
     assert all(t.measurement and t.measurement.speedup for t in trials[1:])
+
+
+def test_the_runs_own_request_repeats_it(whole: tuple[Path, str], cache: Path, tmp_path: Path) -> None:
+    folder, again = whole[0], tmp_path / "again"
+    code, out, err = finish(["--config", str(folder / "request.toml"), "--out", str(again)], cache)
+    assert code == 0, out + err
+    assert (again / "request.toml").read_text() == (folder / "request.toml").read_text()
+    assert plans(again) == plans(folder)
+    keys = [json.loads((run / "report.json").read_text())["compressed"]["plan_key"] for run in (folder, again)]
+    assert keys[0] == keys[1]
 
 
 def test_kill_9_then_resume_gives_the_same_journal(cache: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def prepared(source: Path, target: Path) -> None:
         model = onnx.load(target)
         for number, node in enumerate(model.graph.node):
             node.name = node.name or f"{node.op_type}_{number}"
+        _forget_unused_domains(model)
         onnx.save(model, target)
 
 
@@ -90,6 +91,7 @@ def static_int8(
             },
             calibration_cache_path=Path(folder) / "ranges.json",
         )
+        _tidied(target)
 
 
 def dynamic_int8(source: Path, target: Path, *, left_out: Sequence[str] = ()) -> None:
@@ -104,6 +106,7 @@ def dynamic_int8(source: Path, target: Path, *, left_out: Sequence[str] = ()) ->
             nodes_to_exclude=list(left_out),
             extra_options={"MatMulConstBOnly": True},
         )
+        _tidied(target)
 
 
 def half(source: Path, target: Path) -> None:
@@ -130,6 +133,20 @@ def most_harmed(source: Path, quantized: Path, inputs: Sequence[Arrays], candida
     }
     given = {n.name: n.input[0] for n in onnx.load(source).graph.node}
     return sorted((name for name in candidates if given.get(name) in noise), key=lambda name: noise[given[name]])
+
+
+def _tidied(path: Path) -> None:
+    model = onnx.load(path)
+    _forget_unused_domains(model)
+    onnx.save(model, path)
+
+
+def _forget_unused_domains(model: onnx.ModelProto) -> None:
+    """The tools declare every domain that this onnxruntime has, in versions that a board's may not know."""
+    used = {node.domain for node in model.graph.node} | {""}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc] # has no types

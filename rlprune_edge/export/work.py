@@ -35,13 +35,17 @@ def work_of(model: onnx.ModelProto) -> Work:
     except onnx.shape_inference.InferenceError:
         return Work(0.0, 0.0)
     shapes = _shapes(whole)
-    flops, read = 0.0, set[str]()
+    flops, read, few_bits = 0.0, set[str](), set[str]()
     useful = _useful(whole)
     for place, node in enumerate(whole.graph.node):
         if all(name in constants for name in node.input if name):
             constants.update(node.output)
+            if node.op_type == "DequantizeLinear":  # its weights are few bits, and computed with as such
+                few_bits.update(node.output)
             continue
         if node.op_type not in _HEAVY or node.domain not in ("", "ai.onnx") or place not in useful:
+            continue
+        if few_bits & set(node.input):
             continue
         if any(name in weights and weights[name].data_type != TensorProto.FLOAT for name in node.input):
             continue
