@@ -21,8 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 from rlprune_edge.cli import app
 from rlprune_edge.search.agents import AGENTS
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BOARDS = (ROOT / "docs" / "boards.md").read_text()

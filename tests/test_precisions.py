@@ -81,7 +81,7 @@ def test_int8_in_both_ways_is_a_model_of_its_own_that_answers_alike(opened: Any)
         assert model.ir_version <= 8
         work = made.ready.artifact.work
         assert work is not None
-        # What computes in 8 bits is not bound by a processor's speed with floats; dynamically, convolutions stay floats.
+        # What computes in 8 bits is not bound by the speed with floats; dynamically, convolutions stay floats.
         assert (work.flops == 0) == (made is static)
         assert model.graph.node[0].name.startswith("preprocess/"), "an app feeds raw values to this one, too"
         assert made.scored is not None
