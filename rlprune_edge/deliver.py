@@ -126,7 +126,8 @@ def _finish(run: Run, winner: Winner, histories: list[dict[str, Any]]) -> tuple[
 
         assert isinstance(module, pretrained.Encoder)
         pretrained.save(module, run.folder.path / COMPRESSED, run.task.model_files)
-        run.notes.append(f"the compressed network for torch is in {COMPRESSED}/ (compress it again with --model)")
+        bits = "" if winner.precision == precisions.FP32 else f", in fp32 (the bundle's is {winner.precision})"
+        run.notes.append(f"the compressed network for torch is in {COMPRESSED}/{bits} (compress it again with --model)")
     _bundle(run, trial, baseline, compressed, ready, measurement)
     for line in verify(run.folder.bundle):
         run.watcher.note(line)

@@ -39,14 +39,7 @@ class Signer:
 
     def sign(self, sums: bytes) -> bytes:
         """The content of signature.json for a bundle with this SHA256SUMS."""
-        public = _raw(self.key.public_key())
-        made = {
-            "format": FORMAT,
-            "algorithm": _ALGORITHM,
-            "public_key": base64.b64encode(public).decode(),
-            "signature": base64.b64encode(self.key.sign(CONTEXT + sums)).decode(),
-        }
-        return (json.dumps(made, indent=1) + "\n").encode()
+        return _content(_raw(self.key.public_key()), self.key.sign(CONTEXT + sums))
 
     @property
     def fingerprint(self) -> str:
@@ -128,14 +121,24 @@ def _parse(data: bytes) -> tuple[Ed25519PublicKey, bytes]:
     try:
         found = json.loads(data.decode("utf-8"))
         public, signature = (base64.b64decode(found[name], validate=True) for name in ("public_key", "signature"))
-        if found["format"] != FORMAT or found["algorithm"] != _ALGORITHM or set(found) != _KEYS:
+        if found["format"] != FORMAT or found["algorithm"] != _ALGORITHM:
             raise ValueError(f"format {found['format']!r}, algorithm {found['algorithm']!r}")
+        if _content(public, signature) != data:  # base64 has several texts for the same bytes, and JSON has more
+            raise ValueError("it is not in the one form that it may have")
         return Ed25519PublicKey.from_public_bytes(public), signature
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
         raise BundleError(f"{SIGNATURE} is not a signature that this version reads ({error})") from None
 
 
-_KEYS = {"format", "algorithm", "public_key", "signature"}
+def _content(public: bytes, signature: bytes) -> bytes:
+    """The one valid content of signature.json for a key and a signature."""
+    made = {
+        "format": FORMAT,
+        "algorithm": _ALGORITHM,
+        "public_key": base64.b64encode(public).decode(),
+        "signature": base64.b64encode(signature).decode(),
+    }
+    return (json.dumps(made, indent=1) + "\n").encode()
 
 
 def _raw(key: Ed25519PublicKey) -> bytes:

@@ -72,11 +72,19 @@ def test_no_byte_of_the_signature_or_of_what_it_signs_may_change(signed: Path, k
     fields = json.loads(whole)
     for name in ("public_key", "signature"):
         value = fields[name]
-        for place in range(0, len(value), 7):
+        for place in range(len(value)):
             other = "A" if value[place] != "A" else "B"
-            path.write_text(json.dumps({**fields, name: value[:place] + other + value[place + 1 :]}))
+            path.write_text(json.dumps({**fields, name: value[:place] + other + value[place + 1 :]}, indent=1) + "\n")
             with pytest.raises(BundleError, match="signature"):
                 verify(signed)
+    for other_form in (json.dumps(fields).encode(), whole + b"\n", whole.replace(b"{", b'{ "x": 1,'), whole[:-1]):
+        path.write_bytes(other_form)
+        with pytest.raises(BundleError, match="not in the one form"):
+            verify(signed)
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(BundleError, match="signature"):
+            verify(signed)
     path.write_bytes(whole)
     seal_but_signature(signed)
     with pytest.raises(BundleError, match=r"signature\.json is not a signature of this bundle"):
