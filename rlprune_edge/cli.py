@@ -172,6 +172,13 @@ def compress(
         bool | None,
         typer.Option("--distillation/--no-distillation", help="Learn from the uncut model, too. [default: on]"),
     ] = None,
+    reconstruction: Annotated[
+        bool | None,
+        typer.Option(
+            "--reconstruction/--no-reconstruction",
+            help="Before fine-tuning, fit a finalist's layers to the uncut network's. [default: on]",
+        ),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(

@@ -78,7 +78,7 @@ def _judged(run: Run, finalists: list[Trial], histories: list[dict[str, Any]]) -
     """
     ratios: list[float] = []
     target = run.rung.final
-    recipes.choose(run, run.make_candidate(finalists[0].plan, {}).module)
+    recipes.choose(run, recipes.start(run, finalists[0].plan))
     reference = run.task.score(run.loaded.module, "validation")
     for place, trial in enumerate(_in_order(run, finalists), start=1):
         run.watcher.stage(f"fine-tuning finalist {place} of {len(finalists)}")
@@ -136,7 +136,7 @@ def _in_order(run: Run, finalists: list[Trial]) -> list[Trial]:
     for place, trial in enumerate(finalists, start=1):
         key = trial.plan.key
         if key not in known:
-            module = run.make_candidate(trial.plan, {}).module
+            module = recipes.start(run, trial.plan)
             seeds = range(run.request.seed, run.request.seed + SEEDS)
             known[key] = [recipes.short_test(run, module, settings, steps, seed=seed).loss for seed in seeds]
             run.folder.write_json(kept, known)
@@ -227,7 +227,7 @@ def _weights_matter(trial: Trial, own: Measurement) -> str | None:
 def fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[str, Any]]:
     """A trial's network trained by the run's recipe, its validation split's quality, and the history for the report."""
     settings = recipes.fine_tuning(run)
-    module = run.make_candidate(trial.plan, {}).module
+    module = recipes.start(run, trial.plan)
     seed = run.request.seed
 
     def told(epoch: recover.Epoch) -> None:

@@ -25,6 +25,9 @@ ENCODER_RANKED = {"macs": 350_000_000_000, "least": 16, "most": IMPORTANCE_INPUT
 # What the gradients of one batch keep grows with its work: half a minute of audio takes more than 1 GB.
 ENCODER_BATCH = {"macs": 100_000_000_000, "least": 1, "most": 8}
 ENCODER_REFIT = {"macs": 150_000_000_000, "least": 8, "most": 32}
+# 8,192 rows do as well as 32,768 and take half the time; penalties of 0.01 and 0.1 are alike.
+RECONSTRUCTION_ROWS = 8192
+RECONSTRUCTION_PENALTY = 0.03
 LENGTHS = 16
 """training examples whose mean length says what one of them costs"""
 
@@ -66,6 +69,19 @@ class Parent:
             refit.refit(candidate, self.targets)
         else:
             recover.recalibrate_batchnorm(candidate.module, self.calibration if calibration is None else calibration)
+
+    def reconstruct(self, plan: Plan, x: Input, calibration: list[Input], *, seed: int) -> Candidate:
+        """A plan's network with BatchNorm whose layers were fitted anew to what they give in this one for `x`.
+
+        Ridge regression layer by layer, see `prune/refit.py`, then the statistics of `calibration`. On ResNet-56 at 2x
+        the accuracy before any training rises from 76 to 86 % with 1,024 images, from 73 to 85 % on a worse plan.
+        """
+        targets = refit.collect(self.module, self.groups, x, rows=RECONSTRUCTION_ROWS, seed=seed)
+        candidate = self.cut(plan)
+        candidate.module.eval()
+        refit.refit(candidate, targets, penalty=RECONSTRUCTION_PENALTY)
+        recover.recalibrate_batchnorm(candidate.module, calibration)
+        return candidate
 
 
 def make(

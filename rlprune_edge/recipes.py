@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rlprune_edge.prune import recover
+from rlprune_edge.records import Plan
 from rlprune_edge.run import Run
 
 CHOSEN = "recipe.json"
@@ -22,6 +23,10 @@ SCHEDULES = ("cosine", "linear", "constant")
 STEPS = 400
 """of one of its tests, or as many as the time allows"""
 LEAST_STEPS = 30
+RECONSTRUCTION_INPUTS, RECONSTRUCTION_LEAST = 1024, 32
+"""training inputs that layers are fitted anew to"""
+RECONSTRUCTION_MACS = 200_000_000_000
+"""of them together: large inputs are fewer"""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,29 @@ def _chosen(run: Run, module: torch.nn.Module) -> dict[str, Any]:
             steps = max(LEAST_STEPS, int(steps * each / found.seconds))
     chosen = best()
     return {"learning_rate": chosen.learning_rate, "schedule": chosen.schedule, "tried": [asdict(t) for t in tried]}
+
+
+def start(run: Run, plan: Plan) -> torch.nn.Module:
+    """The network that the fine-tuning of a plan begins with: cut, healed, and its layers fitted anew where that helps.
+
+    Where BatchNorm statistics alone heal a cut, as in the search, whose candidates are many. The one of both with the
+    lower loss on the search split is taken.
+    """
+    healed = run.make_candidate(plan, {}).module
+    if not run.request.reconstruction or run.parent.targets is not None or not recover.has_batchnorm(healed):
+        return healed
+    macs = run.space.macs(run.space.uncut())
+    most = max(RECONSTRUCTION_LEAST, min(RECONSTRUCTION_INPUTS, RECONSTRUCTION_MACS // macs))
+    x = next(iter(run.task.batches("train", most, seed=run.request.seed, limit=most)))[0]
+    calibration = [y for y, _ in run.task.batches("train", 256, seed=run.request.seed + 1, limit=most)]
+    fitted = run.parent.reconstruct(plan, x, calibration, seed=run.request.seed).module
+    losses = [run.task.score(m, "search", limit=run.request.search_examples).loss for m in (healed, fitted)]
+    better = losses[1] < losses[0]
+    run.watcher.note(
+        f"layers fitted anew to the uncut network's: loss {losses[0]:.3f} -> {losses[1]:.3f}"
+        + ("" if better else "; left as they were")
+    )
+    return fitted if better else healed
 
 
 def short_steps(run: Run, settings: recover.FineTuning) -> int | None:

@@ -103,6 +103,8 @@ class Request(BaseModel):
     learning_rate: float | None = Field(None, gt=0)
     batch_size: int | None = Field(None, ge=1)
     distillation: bool = True
+    reconstruction: bool = True
+    """before its fine-tuning a finalist's layers are fitted anew to what they gave in the uncut network"""
     precision: str = "fp32"
     """of what is handed over; `auto` measures int8 (and fp16 on a GPU) and keeps what is faster"""
     final_mode: str = "report"

@@ -51,6 +51,25 @@ def test_the_prescribed_recipe_is_the_tasks_and_the_users_words_win(
     assert settings.epochs == 20
 
 
+def test_fine_tuning_begins_with_layers_fitted_anew(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    for wanted in (True, False):
+        request = requests.make(BARS | {"reconstruction": wanted})
+        folder = RunFolder.create(tmp_path / str(wanted), request)
+        with prepared(request, folder, Silent(), cache_dir=cache) as (run, _):
+            plan = run.space.plan({group.name: group.levels[-1] for group in run.space.groups})
+            healed, begun = run.make_candidate(plan, {}).module, recipes.start(run, plan)
+            losses = [run.task.score(network, "search").loss for network in (healed, begun)]
+            alike = all(torch.equal(a, b) for a, b in zip(healed.parameters(), begun.parameters(), strict=True))
+            assert alike == (not wanted)
+            assert losses[1] < losses[0] if wanted else losses[1] == losses[0]
+            again = recipes.start(run, plan)
+            assert all(torch.equal(a, b) for a, b in zip(again.parameters(), begun.parameters(), strict=True))
+        folder.close()
+
+
 def test_auto_takes_what_did_best_on_validation_and_a_resumed_run_keeps_it(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
