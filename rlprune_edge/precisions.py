@@ -33,7 +33,7 @@ INT8_TOLERANCE = 0.05
 CALIBRATION = {"image": 128}
 CALIBRATION_OTHERS = 16
 """inputs that the ranges of activations are taken from; a transformer's activations take 100 MB for each"""
-_LEFT_OUT = (0, 1, 2, 4, 8)
+_LEFT_OUT = (1, 2, 4, 8)
 """of the most harmed nodes, how many stay in fp32: the first number that loses little enough"""
 _HARM_INPUTS = 4
 
@@ -189,7 +189,7 @@ def _made(
 
 
 def _calibrated(run: Run, source: Path, target: Path, variant: Callable[[str], Variant]) -> Variant:
-    """The first static quantization that loses little enough, else the one that loses least.
+    """The first static quantization that loses little enough, else the last one that was tried, with its reason.
 
     Other ways to take the ranges are tried first, then the most harmed nodes are left in fp32, more and more of them.
     """
@@ -205,7 +205,7 @@ def _calibrated(run: Run, source: Path, target: Path, variant: Callable[[str], V
     best, method = min(found, key=lambda pair: pair[0].quality.loss if pair[0].quality else float("inf"))
     quantize.static_int8(source, target, inputs, method=method)
     harmed = quantize.most_harmed(source, target, inputs[:_HARM_INPUTS], nodes)
-    for count in _LEFT_OUT[1:]:
+    for count in _LEFT_OUT:
         left_out = harmed[:count]
         if len(left_out) < count or count >= len(nodes):
             break

@@ -82,7 +82,9 @@ def contain(source: Path, target: Path, rules: Rules, *, raw_dtype: str = "uint8
         _image(model, rules, raw_dtype)
     else:
         _audio(model)
-    target.write_bytes(model.SerializeToString())
+    part = target.with_name(f"{target.name}.part")  # a run that is killed here finds the whole file or none
+    part.write_bytes(model.SerializeToString())
+    part.replace(target)
     return True
 
 
