@@ -17,7 +17,7 @@ from rlprune_edge.comparison_words import (
     standing_words,
     title,
 )
-from rlprune_edge.report_html import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, div, layout
+from rlprune_edge.plots import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, div, layout
 from rlprune_edge.report_page import document, table
 from rlprune_edge.report_words import Figures
 

@@ -7,7 +7,7 @@ import statistics
 from html import escape
 from typing import Any
 
-from rlprune_edge import report_html as plots
+from rlprune_edge import plots, report_html
 from rlprune_edge.report_words import (
     Figures,
     count,
@@ -94,13 +94,13 @@ def page(report: Figures) -> str:
     title = f"{report['task']} / {report['model']} on {report['device']}"
     sections = [
         _summary(report),
-        _plot("Quality against latency", _tradeoff_caption(report), plots.tradeoff(report)),
-        _plot("Reward over the search", _reward_caption(report), plots.rewards(report)),
-        _drawn("What PPO learned", _TRAINING, plots.training(report)),
-        _drawn("Expected and measured", _predictions_caption(report), plots.predictions(report)),
-        _plot("What was kept", _widths_caption(report), plots.widths(report)),
-        _plot("Where the time went", _seconds_caption(report), plots.seconds(report)),
-        _drawn("The device meanwhile", _VITALS, plots.vitals(report)),
+        _plot("Quality against latency", _tradeoff_caption(report), report_html.tradeoff(report)),
+        _plot("Reward over the search", _reward_caption(report), report_html.rewards(report)),
+        _drawn("What PPO learned", _TRAINING, report_html.training(report)),
+        _drawn("Expected and measured", _predictions_caption(report), report_html.predictions(report)),
+        _plot("What was kept", _widths_caption(report), report_html.widths(report)),
+        _plot("Where the time went", _seconds_caption(report), report_html.seconds(report)),
+        _drawn("The device meanwhile", _VITALS, report_html.vitals(report)),
         _ladder(report),
         _precision(report),
         _finalists(report),
@@ -202,7 +202,7 @@ def _finalists(report: Figures) -> str:
         "Before: on the search split, healed without training. After: on the validation split, by which the "
         f"choice is made. Latency: {settings(report, finalists)}."
     )
-    return _plot("Fine-tuning of the finalists", caption, plots.recovery(report), table(rows, numbers_from=1))
+    return _plot("Fine-tuning of the finalists", caption, report_html.recovery(report), table(rows, numbers_from=1))
 
 
 def _failures(report: Figures) -> str:
@@ -285,7 +285,7 @@ def _latency(figures: Figures) -> str:
 
 
 def _tradeoff_caption(report: Figures) -> str:
-    points = [t for t in report["trials"] if t["number"] > 0 and plots.is_measured(t)]
+    points = [t for t in report["trials"] if t["number"] > 0 and report_html.is_measured(t)]
     measured = len(points)
     if not measured:
         return "No candidate was measured."
@@ -310,7 +310,7 @@ _VITALS = "What the device said of itself after each measurement; what it has no
 
 
 def _predictions_caption(report: Figures) -> str:
-    expected, measured = plots.expectations(report)
+    expected, measured = report_html.expectations(report)
     late = len(measured) // 2
     off = [abs(e / m - 1) for e, m in zip(expected[late:], measured[late:], strict=True)]
     if not off:
@@ -330,7 +330,7 @@ def _widths_caption(report: Figures) -> str:
     removed = (
         f" Blocks removed: {', '.join(gone)}." if gone else " No block was removed." if shape.get("blocks") else ""
     )
-    return f"{whose}, group by group from input to output: {plots.units(shape)} kept of those before.{removed}"
+    return f"{whose}, group by group from input to output: {report_html.units(shape)} kept of those before.{removed}"
 
 
 def _seconds_caption(report: Figures) -> str:

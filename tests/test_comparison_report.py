@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_report import EVIL, Page, plot
 from test_comparison import a_search
-from test_report import EVIL, Page, plot
 
 from rlprune_edge.comparison import Search, append_search
 from rlprune_edge.comparison_report import (
