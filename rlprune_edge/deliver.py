@@ -20,7 +20,7 @@ from rlprune_edge.export import host
 from rlprune_edge.finalists import Winner
 from rlprune_edge.measurements import Measurement
 from rlprune_edge.prune import space
-from rlprune_edge.recipes import fine_tuning
+from rlprune_edge.recipes import advice, fine_tuning
 from rlprune_edge.records import Quality, Target, Trial
 from rlprune_edge.report import build_report, write_report
 from rlprune_edge.report_words import target_words
@@ -120,6 +120,8 @@ def _finish(run: Run, winner: Winner, histories: list[dict[str, Any]]) -> tuple[
             f"the validation split allowed this network, but on the test split it lost {drop:.2f} points, more than "
             f"the {run.request.target.max_drop:g} asked for; the test split was not used to look for another"
         )
+    if better := advice(run.request, run.folder.path, drop):
+        run.notes.append(better)
     run.watcher.stage("bundle")
     if view(module) is not None:
         from rlprune_edge.tasks import pretrained  # transformers takes seconds to import

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import itertools
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlprune_edge.prune import recover
 from rlprune_edge.records import Plan
+from rlprune_edge.request import FILE, Request
 from rlprune_edge.run import Run
 
 CHOSEN = "recipe.json"
@@ -23,6 +26,8 @@ SCHEDULES = ("cosine", "linear", "constant")
 STEPS = 400
 """of one of its tests, or as many as the time allows"""
 LEAST_STEPS = 30
+WORTH_MORE = 1.0
+"""points lost after the prescribed recipe from which on another one is spoken of"""
 RECONSTRUCTION_INPUTS, RECONSTRUCTION_LEAST = 1024, 32
 """training inputs that layers are fitted anew to"""
 RECONSTRUCTION_MACS = 200_000_000_000
@@ -89,6 +94,20 @@ def choose(run: Run, module: torch.nn.Module) -> None:
     )
     if said not in run.notes:  # a ladder asks on every rung
         run.notes.append(said)
+
+
+def advice(request: Request, folder: Path, drop: float) -> str | None:
+    """What to type where the prescribed recipe has left a network so many points behind; `None` where it has not.
+
+    The same seed finds the same plans again, from measurements that are kept, so another recipe costs its training.
+    """
+    if request.recipe != "prescribed" or request.learning_rate or drop < WORTH_MORE:
+        return None
+    again = f"rlprune-edge compress --config {shlex.quote(str(folder / FILE))} --recipe auto"
+    return (
+        f"{drop:.2f} points are lost after the prescribed fine-tuning, whose learning rate is low for deep cuts; "
+        f"the same plan with a rate chosen by tests: {again}"
+    )
 
 
 def _chosen(run: Run, module: torch.nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,29 @@ def test_short_fine_tunings_with_two_seeds_put_finalists_in_order_once(
         monkeypatch.setattr(recipes, "short_test", None)  # nothing is tried again
         assert finalists._in_order(run, trials) == ordered
     folder.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "drop", "spoken"),
+    [
+        ({}, 2.5, True),
+        ({}, 0.5, False),
+        ({}, -1.0, False),
+        ({"recipe": "auto"}, 2.5, False),
+        ({"learning_rate": 1e-3}, 2.5, False),
+    ],
+)
+def test_where_the_prescribed_recipe_leaves_points_another_is_named(
+    words: dict[str, Any], drop: float, spoken: bool, tmp_path: Path
+) -> None:
+    request = requests.make(BARS | words)
+    folder = tmp_path / "a run"
+    said = recipes.advice(request, folder, drop)
+    assert (said is not None) == spoken
+    if said is not None:
+        assert said.startswith("2.50 points")
+        folder.mkdir()
+        request.save(folder)
+        typed = shlex.split(said[said.index("rlprune-edge compress") :])
+        config, recipe = Path(typed[typed.index("--config") + 1]), typed[typed.index("--recipe") + 1]
+        assert requests.make({"recipe": recipe}, config) == requests.make(BARS | {"recipe": "auto"})
