@@ -17,9 +17,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = tuple(f"test_{name}.py" for name in ("docs", "compare", "rounds", "precisions", "profile", "ladder"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The pages' commands take longest and one worker has them all: at the end the other one would wait for it."""
-    items.sort(key=lambda item: item.path.name != "test_docs.py")
+    """The files that take minutes first: of those that come last one would keep one worker, and the other idle."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
