@@ -15,6 +15,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
+from rlprune_edge.comparison_stats import interquartile_mean, verdict
 from rlprune_edge.records import Target
 from rlprune_edge.search import agents
 from rlprune_edge.search.agents import Entrant
@@ -39,6 +42,12 @@ def best_found(entrant: Entrant, seed: int, *, budget: int, speedup: float, bloc
     return max((t.score.reward for t in end.trials if t.score.feasible), default=-1.0)
 
 
+def compared(own: list[float], other: list[float]) -> str:
+    """The word of `compare` and the interval of the differences, problem by problem."""
+    difference = interquartile_mean(np.array([own]).T - np.array([other]).T)[0]
+    return f"{verdict(difference, len(own))}: {difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", default=AGENTS)
@@ -47,16 +56,19 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--blocks", type=int, default=3)
     words = parser.parse_args()
-    print("| agent | mean | lowest | highest | seconds |\n|---|---|---|---|---|")  # noqa: T201
-    for name in words.agents.split(","):
+    first, *_ = names = words.agents.split(",")
+    print(f"| agent | mean | lowest | highest | against {first}, problem by problem | seconds |\n{'|---' * 6}|")  # noqa: T201
+    rows: dict[str, list[float]] = {}
+    for name in names:
         began = time.perf_counter()
-        found = [
+        rows[name] = found = [
             best_found(agents.entrant(name), seed, budget=words.budget, speedup=words.speedup, blocks=words.blocks)
             for seed in range(words.seeds)
         ]
         seconds = (time.perf_counter() - began) / words.seeds
         figures = " | ".join(f"{value:.3f}" for value in (statistics.mean(found), min(found), max(found)))
-        print(f"| {name} | {figures} | {seconds:.0f} |", flush=True)  # noqa: T201
+        against = "" if name == first else compared(found, rows[first])
+        print(f"| {name} | {figures} | {against} | {seconds:.0f} |", flush=True)  # noqa: T201
     return 0
 
 
