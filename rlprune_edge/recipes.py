@@ -26,6 +26,8 @@ SCHEDULES = ("cosine", "linear", "constant")
 STEPS = 400
 """of one of its tests, or as many as the time allows"""
 LEAST_STEPS = 30
+STARTS_KEPT = 3
+"""networks, as many as there are finalists; each is begun with several times"""
 WORTH_MORE = 1.0
 """points lost after the prescribed recipe from which on another one is spoken of"""
 RECONSTRUCTION_INPUTS, RECONSTRUCTION_LEAST = 1024, 32
@@ -142,11 +144,20 @@ def _chosen(run: Run, module: torch.nn.Module) -> dict[str, Any]:
 
 
 def start(run: Run, plan: Plan) -> torch.nn.Module:
-    """The network that the fine-tuning of a plan begins with: cut, healed, and its layers fitted anew where that helps.
+    """The network that the fine-tuning of a plan begins with, a copy of its own for each caller.
 
-    Where BatchNorm statistics alone heal a cut, as in the search, whose candidates are many. The one of both with the
-    lower loss on the search split is taken.
+    Cut, healed, and its layers fitted anew where that helps: where BatchNorm statistics alone heal a cut, as in the
+    search, whose candidates are many. The one of both with the lower loss on the search split is taken.
     """
+    place = run.rung.number, plan.key
+    if place not in run.starts:
+        while len(run.starts) >= STARTS_KEPT:
+            del run.starts[next(iter(run.starts))]
+        run.starts[place] = _start(run, plan)
+    return copy.deepcopy(run.starts[place])
+
+
+def _start(run: Run, plan: Plan) -> torch.nn.Module:
     healed = run.make_candidate(plan, {}).module
     if not run.request.reconstruction or run.parent.targets is not None or not recover.has_batchnorm(healed):
         return healed

@@ -95,6 +95,8 @@ class Run:
     predicted: dict[str, float] = field(default_factory=dict)
     """what the search expected of its candidates before they were measured, in ms, by plan key"""
     searched: SearchTime = field(default_factory=lambda: SearchTime(0.0, 0.0, 0))
+    starts: dict[tuple[int, str], torch.nn.Module] = field(default_factory=dict)
+    """what the fine-tuning of finalists begins with, by rung and plan key (`recipes.start`)"""
     probed: dict[int, int] = field(default_factory=dict)
     """single cuts scored on the host, beside the candidates, on each rung"""
     precision_gain: float = 1.0
