@@ -24,6 +24,8 @@ FP32, STATIC, DYNAMIC, FP16 = "fp32", "int8-static", "int8-dynamic", "fp16"
 ASKED = {"auto": (STATIC, DYNAMIC, FP16), "int8": (STATIC, DYNAMIC), "fp16": (FP16,), "fp32": ()}
 """what is tried beside fp32, by what was asked for"""
 GAIN = "precision.json"
+QUICK = "reward"
+"""how a precision is looked at first; the slower ones are not measured for minutes"""
 LEAST_GAIN = 1.05
 """less is not worth a promise before anything was cut"""
 USUAL_DROP = 0.5
@@ -125,7 +127,7 @@ def gain(run: Run) -> float:
         quality = run.task.score(run.loaded.module, "validation")
         bare, expected = run.export(run.loaded.module, run.folder.scratch("fp32.onnx"), {})
         fp32 = Variant(FP32, None, run.loaded.module, quality, None)
-        tried = [_tried(run, name, bare, expected, fp32, quality, "reward") for name in ASKED[asked]]
+        tried = [_tried(run, name, bare, expected, fp32, quality, QUICK) for name in ASKED[asked]]
         found = [v.measurement.speedup for v in tried if not v.rejected and v.measurement and v.measurement.speedup]
         best = max((s for s in found if s.low > LEAST_GAIN), key=lambda s: s.value, default=None)
         known = {"gain": best.value if best else 1.0, "tried": table(tried)}
@@ -144,13 +146,15 @@ def _tried(
     reference: Quality,
     mode: str,
 ) -> Variant:
-    """Make a precision, judge it on validation, and time it; quickly where it loses too much to be used."""
+    """Make a precision, judge it on validation, and time it: quickly, and thoroughly if it may be used after that."""
     if name == FP16 and run.device.provider == "cpu" and run.request.precision == "auto":
         return Variant(name, None, None, None, None, rejected="not tried: processors compute it in fp32")
     try:
         variant = _made(run, name, bare, expected, fp32, reference)
         assert variant.ready is not None
-        measured = deployment.measured(run, variant.ready, "reward" if variant.rejected else mode)
+        measured = deployment.measured(run, variant.ready, QUICK)
+        if mode != QUICK and not variant.rejected and not (run.request.precision == "auto" and _slower(measured, fp32)):
+            measured = deployment.measured(run, variant.ready, mode)
     except CandidateError as error:
         run.watcher.note(f"{name}: {error}")
         return Variant(name, None, None, None, None, rejected=str(error))
@@ -241,6 +245,12 @@ def _loses(run: Run, quality: Quality, fp32: Variant, reference: Quality) -> str
 def _faster(variant: Variant, fp32: Variant) -> bool:
     mine, others = (v.measurement.speedup if v.measurement else None for v in (variant, fp32))
     return mine is not None and others is not None and mine.low > others.high
+
+
+def _slower(measured: Measurement, fp32: Variant) -> bool:
+    """Whether a quick look is enough: slower than fp32 beyond both intervals."""
+    others = fp32.measurement.speedup if fp32.measurement else None
+    return others is not None and measured.speedup is not None and measured.speedup.high < others.low
 
 
 def _speed(variant: Variant) -> float | None:
