@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -63,6 +64,22 @@ def test_ranks_are_those_of_the_binomial(n: int, rank: int) -> None:
 def test_five_values_give_no_95_percent_interval() -> None:
     assert [trust.order_statistic_ranks(n) for n in (1, 3, 5)] == [None, None, None]
     assert trust.median_interval([3.0, 1.0, 2.0]) == Interval(2.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize("n", [6, 7, 100, 1001])
+def test_the_rank_is_the_last_whose_coverage_is_enough(n: int) -> None:
+    def coverage(k: int) -> float:
+        return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n
+
+    found = trust.order_statistic_ranks(n)
+    assert found is not None
+    assert coverage(found[0]) >= trust.CONFIDENCE > coverage(found[0] + 1)
+
+
+def test_the_rank_of_very_many_values_is_the_normal_approximations() -> None:
+    low, high = trust.order_statistic_ranks(20_000) or (0, 0)
+    assert low + high == 20_001
+    assert low == pytest.approx(10_000 - 1.96 * math.sqrt(20_000) / 2, abs=1)
 
 
 def test_block_medians_cover_the_truth_where_single_samples_do_not() -> None:
