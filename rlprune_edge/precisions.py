@@ -25,7 +25,7 @@ ASKED = {"auto": (STATIC, DYNAMIC, FP16), "int8": (STATIC, DYNAMIC), "fp16": (FP
 """what is tried beside fp32, by what was asked for"""
 GAIN = "precision.json"
 QUICK = "reward"
-"""how a precision is looked at first; the slower ones are not measured for minutes"""
+"""how a precision is looked at first; those that are no faster are not measured for minutes"""
 LEAST_GAIN = 1.05
 """less is not worth a promise before anything was cut"""
 USUAL_DROP = 0.5
@@ -153,7 +153,7 @@ def _tried(
         variant = _made(run, name, bare, expected, fp32, reference)
         assert variant.ready is not None
         measured = deployment.measured(run, variant.ready, QUICK)
-        if mode != QUICK and not variant.rejected and not (run.request.precision == "auto" and _slower(measured, fp32)):
+        if mode != QUICK and not variant.rejected and not (run.request.precision == "auto" and _no_faster(measured, fp32)):
             measured = deployment.measured(run, variant.ready, mode)
     except CandidateError as error:
         run.watcher.note(f"{name}: {error}")
@@ -247,10 +247,10 @@ def _faster(variant: Variant, fp32: Variant) -> bool:
     return mine is not None and others is not None and mine.low > others.high
 
 
-def _slower(measured: Measurement, fp32: Variant) -> bool:
-    """Whether a quick look is enough: slower than fp32 beyond both intervals."""
+def _no_faster(measured: Measurement, fp32: Variant) -> bool:
+    """Whether a quick look is enough: a precision that does not even seem faster will not be so beyond the intervals."""
     others = fp32.measurement.speedup if fp32.measurement else None
-    return others is not None and measured.speedup is not None and measured.speedup.high < others.low
+    return others is not None and measured.speedup is not None and measured.speedup.value <= others.value
 
 
 def _speed(variant: Variant) -> float | None:

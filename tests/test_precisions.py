@@ -111,7 +111,7 @@ def test_auto_tries_what_may_pay_here_and_says_why_not(opened: Any) -> None:
 
 
 @pytest.mark.parametrize(("fp32s", "mode"), [((50.0, 51.0, 52.0), "reward"), ((0.01, 0.02, 0.03), "brief")])
-def test_what_a_quick_look_shows_to_be_slower_is_not_measured_for_minutes(opened: Any, fp32s: Any, mode: str) -> None:
+def test_what_is_no_faster_at_a_quick_look_is_not_measured_for_minutes(opened: Any, fp32s: Any, mode: str) -> None:
     run = opened(precision="auto", max_drop=5)
     fp32 = replace(fp32_of(run), measurement=variant(FP32, fp32s).measurement)
     best, tried = precisions.choose(run, run.loaded.module, fp32, fp32.quality, mode="brief")
