@@ -153,7 +153,8 @@ def _tried(
         variant = _made(run, name, bare, expected, fp32, reference)
         assert variant.ready is not None
         measured = deployment.measured(run, variant.ready, QUICK)
-        if mode != QUICK and not variant.rejected and not (run.request.precision == "auto" and _no_faster(measured, fp32)):
+        useless = variant.rejected or (run.request.precision == "auto" and _no_faster(measured, fp32))
+        if mode != QUICK and not useless:
             measured = deployment.measured(run, variant.ready, mode)
     except CandidateError as error:
         run.watcher.note(f"{name}: {error}")
@@ -248,7 +249,7 @@ def _faster(variant: Variant, fp32: Variant) -> bool:
 
 
 def _no_faster(measured: Measurement, fp32: Variant) -> bool:
-    """Whether a quick look is enough: a precision that does not even seem faster will not be so beyond the intervals."""
+    """Whether a quick look is enough: what does not even seem faster will not be so beyond the intervals."""
     others = fp32.measurement.speedup if fp32.measurement else None
     return others is not None and measured.speedup is not None and measured.speedup.value <= others.value
 
