@@ -330,7 +330,10 @@ def checked(command: List[str], seconds: float, what: str) -> str:
     """Run a program that has to succeed; what it said."""
     status, text = run(command, seconds)
     if status:
-        raise Failed(f"{what} failed (status {status}): {text[-1500:]}")
+        said = "\n".join(line for line in text.splitlines() if not line.startswith("WARNING: Retrying"))
+        last = said[-1500:]
+        whole = last if last == said else last.partition("\n")[2] or last  # from the beginning of a line
+        raise Failed(f"{what} failed (status {status}): {whole}")
     return text
 
 

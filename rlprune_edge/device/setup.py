@@ -246,7 +246,13 @@ class _Steps:
         if sent:
             self.tell(f"sending {', '.join(path.name for path in sent)}")
         params = {**place, "packages": wheels.requirements(self.board["machine"], self.board["features"])}
-        found = self._do("packages", params, _PACKAGES_SECONDS, who, sent).get("packages")
+        try:
+            found = self._do("packages", params, _PACKAGES_SECONDS, who, sent).get("packages")
+        except DeviceError as error:
+            if self.wanted.offline:
+                raise
+            hint = "If the board cannot reach a package index: the same command with --offline sends them from here."
+            raise DeviceError(error.kind, f"{error}\n{hint}") from error
         return (_tame(found) if isinstance(found, dict) else {}), True
 
     def _agent(self, place: Mapping[str, Any], who: Who) -> bool:

@@ -55,6 +55,16 @@ def test_from_the_boards_network_then_again_then_nothing_left(account: Account) 
     assert setup.remove(account.shell) is False
 
 
+def test_a_board_without_a_network_is_told_of_the_other_way(account: Account) -> None:
+    account.offers()
+    closed = "[global]\nindex-url = http://127.0.0.1:9/simple\nretries = 1\n"
+    (account.home / ".config" / "pip" / "pip.conf").write_text(closed)
+    with pytest.raises(DeviceError, match=r"(?s)installing onnxruntime and numpy failed.*--offline sends them") as said:
+        account.setup(Wanted())
+    assert "Retrying" not in str(said.value), "the reason, not all that pip tried"
+    assert not (account.base / "venv").exists()
+
+
 def test_offline_on_another_disk_needs_no_pip_over_there(account: Account, tmp_path: Path) -> None:
     account.offers()
     (account.home / ".config" / "pip" / "pip.conf").write_text("[global]\nno-index = true\n")
