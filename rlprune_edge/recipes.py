@@ -101,14 +101,14 @@ def choose(run: Run, module: torch.nn.Module) -> None:
 def advice(request: Request, folder: Path, drop: float) -> str | None:
     """What to type where the prescribed recipe has left a network so many points behind; `None` where it has not.
 
-    The same seed finds the same plans again, from measurements that are kept, so another recipe costs its training.
+    The same seed finds the same plans again as long as their measurements are kept; candidates are scored anew.
     """
     if request.recipe != "prescribed" or request.learning_rate or drop < WORTH_MORE:
         return None
     again = f"rlprune-edge compress --config {shlex.quote(str(folder / FILE))} --recipe auto"
     return (
-        f"{drop:.2f} points are lost after the prescribed fine-tuning, whose learning rate is low for deep cuts; "
-        f"the same plan with a rate chosen by tests: {again}"
+        f"{drop:.2f} points are lost after the prescribed fine-tuning; another learning rate, chosen by short tests, "
+        f"may lose fewer: {again}"
     )
 
 

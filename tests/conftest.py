@@ -7,9 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from planted_report import SPACE, TRIALS, report
 from samples import a_space
 
 from rlprune_edge.records import PruningSpace
+from rlprune_edge.report import write_report
 
 
 def pytest_configure() -> None:
@@ -42,3 +44,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def space() -> PruningSpace:
     return a_space()
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """The folder of the planted run's report, as a run leaves it."""
+    write_report(tmp_path, report(), TRIALS, SPACE)
+    return tmp_path

@@ -28,13 +28,6 @@ from rlprune_edge.report import (
     write_report,
 )
 
-
-@pytest.fixture
-def written(tmp_path: Path) -> Path:
-    write_report(tmp_path, report(), TRIALS, SPACE)
-    return tmp_path
-
-
 # ---------------------------------------------------------------- the front
 
 

@@ -21,12 +21,6 @@ from rlprune_edge.report import (
 )
 
 
-@pytest.fixture
-def written(tmp_path: Path) -> Path:
-    write_report(tmp_path, report(), TRIALS, SPACE)
-    return tmp_path
-
-
 def test_the_page_loads_nothing_and_holds_plotly_once(written: Path) -> None:
     html = (written / "report.html").read_text()
     page = Page(html)
