@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from rlprune_edge import whole_file
 from rlprune_edge.errors import UserError
 from rlprune_edge.records import MetricSpec, PruningSpace, Target, Trial
 from rlprune_edge.report_words import Figures, settings, summary_lines, summary_rows, verdict
@@ -280,12 +280,9 @@ def _write_html(run_dir: Path, report: Figures) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises UserError where it cannot be written."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        whole_file.write_text(path, text)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"Cannot write {path}: {error.strerror}. Free some space or make the folder writable."
         ) from error

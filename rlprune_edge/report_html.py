@@ -6,7 +6,7 @@ Every drawing function takes the content of report.json and returns a `<div>`, o
 from __future__ import annotations
 
 from html import escape
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,6 +14,8 @@ import plotly.graph_objects as go
 from rlprune_edge.plots import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, SKY, VERMILION, div, layout
 from rlprune_edge.report_words import Figures, milliseconds, number, speedup
 
+EARLIER = ("circle-open", "diamond-open", "square-open", "triangle-up-open")
+"""markers of candidates on a ladder's rungs before the last"""
 STAGES = (SKY, ORANGE, GREEN, "#F0E442", BLUE, VERMILION, PURPLE, "#555B63", "#B8BEC5")
 
 
@@ -42,7 +44,7 @@ def tradeoff(report: Figures) -> str:
         hoverinfo="skip",
     )
     for name, group, marker in (
-        ("candidate", [t for t in others if t["plan_key"] not in keys], {"color": GREY, "size": 8, "opacity": 0.75}),
+        *_by_rung([t for t in others if t["plan_key"] not in keys]),
         ("on the front", [t for t in others if t["plan_key"] in keys], {"color": BLUE, "size": 9}),
         ("baseline", baseline, {"color": INK, "size": 12, "symbol": "square", "line": {"color": "#fff", "width": 1}}),
         (
@@ -84,8 +86,25 @@ def tradeoff(report: Figures) -> str:
     return div(figure, "plot-tradeoff")
 
 
+def _by_rung(points: list[Figures]) -> list[tuple[str, list[Figures], dict[str, Any]]]:
+    """The candidates of each rung with a name and a marker of their own; those of the last as where there is one."""
+    numbers = sorted({_rung(t) for t in points})
+    drawn: list[tuple[str, list[Figures], dict[str, Any]]] = []
+    for place, rung in enumerate(numbers):
+        marker: dict[str, Any] = {"color": GREY, "size": 8, "opacity": 0.75}
+        if place < len(numbers) - 1:
+            marker["symbol"] = EARLIER[place % len(EARLIER)]
+        name = "candidate" if len(numbers) == 1 else f"candidate, rung {rung}"
+        drawn.append((name, [t for t in points if _rung(t) == rung], marker))
+    return drawn
+
+
+def _rung(trial: Figures) -> int:
+    return int(trial.get("rung", 1))
+
+
 def rewards(report: Figures) -> str:
-    """Reward of every candidate in the order of the search, with the best so far."""
+    """Reward of every candidate in the order of the search, with the best so far; of each rung for itself."""
     points = [t for t in report["trials"] if t["number"] > 0 and t["reward"] is not None]
     if not points:
         return ""
@@ -110,9 +129,21 @@ def rewards(report: Figures) -> str:
                 text=[_hover(t, report) for t in group],
                 hovertemplate="%{text}<extra></extra>",
             )
+    x: list[int | None] = []
+    y: list[float | None] = []
+    for rung, climbed in groupby(points, key=_rung):
+        group = list(climbed)
+        if x:  # another target, so other rewards: the line begins anew
+            x.append(None)
+            y.append(None)
+            name = f"rung {rung}"
+            figure.add_vline(x=group[0]["number"] - 0.5, line={"color": GREY, "width": 1, "dash": "dot"})
+            figure.add_annotation(x=group[0]["number"], y=1, yref="paper", text=name, showarrow=False, xanchor="left")
+        x += [t["number"] for t in group]
+        y += accumulate((t["reward"] for t in group), max)
     figure.add_scatter(
-        x=[t["number"] for t in points],
-        y=list(accumulate((t["reward"] for t in points), max)),
+        x=x,
+        y=y,
         mode="lines",
         line={"color": ORANGE, "width": 2.5, "shape": "hv"},
         name="best so far",

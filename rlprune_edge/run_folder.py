@@ -6,11 +6,11 @@ import contextlib
 import errno
 import fcntl
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import IO, Any
 
+from rlprune_edge import whole_file
 from rlprune_edge.errors import UserError
 from rlprune_edge.request import FILE, Request, load
 
@@ -99,12 +99,10 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file whole or not at all."""
-        path, part = self.path / name, self.path / f".{name}.part"
+        path = self.path / name
         try:
-            part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(part, path)
+            whole_file.write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise _cannot_write(path, error) from error
 
 

@@ -164,3 +164,18 @@ def test_a_transformers_units_are_named_and_a_removed_layer_is_said_once(tmp_pat
     assert "heads and neurons kept of those before. Blocks removed: layer.0, layer.1.ffn." in said
     groups = json.loads((tmp_path / "report.json").read_text())["architecture"]["groups"]
     assert [g["removed"] for g in groups] == [True, True, False, True]
+
+
+def test_the_rungs_of_a_ladder_are_told_apart(tmp_path: Path) -> None:
+    baseline, first, second, third, *_ = TRIALS
+    climbed = (replace(baseline, rung=0), replace(first, rung=0), replace(second, rung=1), replace(third, rung=2))
+    write_report(tmp_path, report(trials=climbed), climbed, SPACE)
+    html = (tmp_path / "report.html").read_text()
+    best = next(t for t in plot(html, "reward") if t["name"] == "best so far")
+    assert best["x"] == [1, None, 2, None, 3]  # a rung has a target, and so rewards, of its own
+    assert best["y"] == [first.score.reward, None, second.score.reward, None, third.score.reward]
+    for said in ('"text":"rung 2"', '"text":"rung 3"'):
+        assert html.count(said) == 1
+    assert '"text":"rung 1"' not in html
+    grey = {t["name"]: t["marker"].get("symbol") for t in plot(html, "tradeoff") if "candidate, rung" in t["name"]}
+    assert len(grey) == len({*grey.values()})

@@ -11,8 +11,6 @@ import base64
 import binascii
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from rlprune_edge import whole_file
 from rlprune_edge.bundle.manifest import SIGNATURE, BundleError
 from rlprune_edge.errors import UserError
 
@@ -84,14 +83,11 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
 
 def sign_in_place(folder: Path, signer: Signer, sums: bytes) -> None:
     """Write signature.json into a bundle whose SHA256SUMS is `sums`; an older one is replaced."""
-    partial = folder.with_name(f".{folder.name}.{SIGNATURE}-{secrets.token_hex(4)}")
     try:
-        partial.write_bytes(signer.sign(sums))
-        os.replace(partial, folder / SIGNATURE)
+        with whole_file.replacing(folder / SIGNATURE, beside=folder) as part:
+            part.write_bytes(signer.sign(sums))
     except OSError as error:
         raise UserError(f"the signature could not be written at {folder / SIGNATURE}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check(data: bytes, sums: bytes, trusted: Iterable[Ed25519PublicKey]) -> str:

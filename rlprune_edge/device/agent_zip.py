@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import tempfile
 import zipfile
 from importlib.resources import files
 from pathlib import Path
+
+from rlprune_edge import whole_file
 
 _START = "from rlprune_agent.__main__ import main\n\nmain()\n"
 
@@ -38,7 +38,6 @@ def agent_zip(cache_dir: Path) -> Path:
     if path.is_file() and path.read_bytes() == data:
         return path
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
+    with whole_file.replacing(path, shared=True) as part:
+        part.write_bytes(data)
     return path

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rlprune_edge import whole_file
 from rlprune_edge.device.profiles import Profile, load_profile, parse, profiles
 from rlprune_edge.errors import UserError
 from rlprune_edge.places import config_dir
@@ -113,9 +112,7 @@ def save(name: str, board: BoardFile) -> None:
     path = file_of(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-        os.replace(file.name, path)
+        whole_file.write_text(path, "\n".join(lines) + "\n", shared=True, private=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from rlprune_edge import whole_file
 from rlprune_edge.measurements import Measurement
 
 log = logging.getLogger(__name__)
@@ -91,6 +90,4 @@ class MeasurementCache:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         entry = {"format": FORMAT, "saved_at": time.time(), "kind": kind, "value": value}
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(entry, file, allow_nan=False)
-        os.replace(file.name, path)
+        whole_file.write_text(path, json.dumps(entry, allow_nan=False), shared=True)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from rlprune_edge import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +115,7 @@ class Health:
     def _save(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self._path.parent, suffix=".tmp", delete=False, encoding="utf-8"
-            ) as file:
-                json.dump(asdict(self._state), file)
-            os.replace(file.name, self._path)
+            whole_file.write_text(self._path, json.dumps(asdict(self._state)), shared=True)
         except OSError as error:  # it still holds for this run
             log.warning("cannot write %s: %s", self._path, error.strerror)
 

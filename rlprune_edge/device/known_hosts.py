@@ -18,13 +18,13 @@ import hmac
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from rlprune_agent.protocol import printable
+from rlprune_edge import whole_file
 from rlprune_edge.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -245,16 +245,12 @@ def _lines(path: Path) -> list[str]:
 def _write(path: Path, lines: Sequence[str]) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # mkstemp gives 0600. Whoever reads meanwhile sees the old file or the new one, never half of it.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".known_hosts-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines(line + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with (
+            whole_file.replacing(path, shared=True, private=True) as part,
+            part.open("w", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            file.writelines(line + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

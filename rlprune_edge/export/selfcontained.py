@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from rlprune_edge import whole_file
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import skeleton
 
@@ -82,9 +83,8 @@ def contain(source: Path, target: Path, rules: Rules, *, raw_dtype: str = "uint8
         _image(model, rules, raw_dtype)
     else:
         _audio(model)
-    part = target.with_name(f"{target.name}.part")  # a run that is killed here finds the whole file or none
-    part.write_bytes(model.SerializeToString())
-    part.replace(target)
+    with whole_file.replacing(target) as part:
+        part.write_bytes(model.SerializeToString())
     return True
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from rlprune_edge import whole_file
 from rlprune_edge.errors import CandidateError, UserError
 from rlprune_edge.export import onnx_graph
 from rlprune_edge.inputs import SINGLE
@@ -31,29 +31,30 @@ def export(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     (`export_failed`) where an operator cannot be expressed, UserError where the disk is full.
     """
     module.eval()
-    part = path.with_suffix(".part")
-    noise = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(noise), quiet("torch.onnx"):
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module,
-                (example,),
-                str(part),
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=[SINGLE],
-                output_names=[OUTPUT],
-                dynamic_axes={SINGLE: {0: "batch"}, OUTPUT: {0: "batch"}},
-            )
-        onnx_graph.settle_names(part)
-        os.replace(part, path)
+        with whole_file.replacing(path) as part:
+            _write(module, example, part)
+            onnx_graph.settle_names(part)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise disk_error(path, error) from error
     except (RuntimeError, ValueError, TypeError) as error:
-        part.unlink(missing_ok=True)
         raise CandidateError("export_failed", f"torch.onnx: {str(error).splitlines()[0]}") from error
+
+
+def _write(module: nn.Module, example: torch.Tensor, path: Path) -> None:
+    noise = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(noise), quiet("torch.onnx"):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[SINGLE],
+            output_names=[OUTPUT],
+            dynamic_axes={SINGLE: {0: "batch"}, OUTPUT: {0: "batch"}},
+        )
 
 
 def disk_error(path: Path, error: OSError) -> UserError:

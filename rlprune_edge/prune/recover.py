@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rlprune_edge import whole_file
 from rlprune_edge.bfloat16 import mixed
 from rlprune_edge.encoders import view
 from rlprune_edge.errors import UserError
@@ -183,12 +183,10 @@ def _save(
         "step": scheduler.last_epoch,
         "epochs": [asdict(e) for e in done],
     }
-    part = path.with_suffix(".part")
     try:
-        torch.save(state, part)
-        os.replace(part, path)
+        with whole_file.replacing(path) as part:
+            torch.save(state, part)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        part.unlink(missing_ok=True)
         raise UserError(f"Cannot write {path}: {error}.\nFree some space, then go on with --resume.") from error
 
 

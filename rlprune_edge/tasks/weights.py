@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlprune_edge import whole_file
 from rlprune_edge.errors import UserError
 
 PICKLED = (".pt", ".pth")
@@ -88,18 +87,12 @@ def load(
 
 def save(module: nn.Module, path: Path, *, about: Mapping[str, Any]) -> None:
     """Write the network's tensors, whole or not at all. `about`: text kept beside them. Raises UserError."""
-    partial: Path | None = None
+    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=".safetensors")
-        os.close(handle)
-        partial = Path(temporary)
-        tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-        save_file(tensors, partial, metadata={key: str(value) for key, value in about.items()})
-        os.replace(partial, path)
+        with whole_file.replacing(path, shared=True) as part:
+            save_file(tensors, part, metadata={key: str(value) for key, value in about.items()})
     except (OSError, SafetensorError) as error:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
         raise UserError(f"The trained network could not be saved as {path}: {error}.") from error
 
 
