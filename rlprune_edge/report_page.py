@@ -7,7 +7,7 @@ import statistics
 from html import escape
 from typing import Any
 
-from rlprune_edge import plots, report_html
+from rlprune_edge import plots, report_course, report_html, report_points
 from rlprune_edge.report_words import (
     Figures,
     count,
@@ -95,12 +95,12 @@ def page(report: Figures) -> str:
     sections = [
         _summary(report),
         _plot("Quality against latency", _tradeoff_caption(report), report_html.tradeoff(report)),
-        _plot("Reward over the search", _reward_caption(report), report_html.rewards(report)),
-        _drawn("What PPO learned", _TRAINING, report_html.training(report)),
+        _plot("Reward over the search", _reward_caption(report), report_course.rewards(report)),
+        _drawn("What PPO learned", _TRAINING, report_course.training(report)),
         _drawn("Expected and measured", _predictions_caption(report), report_html.predictions(report)),
         _plot("What was kept", _widths_caption(report), report_html.widths(report)),
-        _plot("Where the time went", _seconds_caption(report), report_html.seconds(report)),
-        _drawn("The device meanwhile", _VITALS, report_html.vitals(report)),
+        _plot("Where the time went", _seconds_caption(report), report_course.seconds(report)),
+        _drawn("The device meanwhile", _VITALS, report_course.vitals(report)),
         _ladder(report),
         _precision(report),
         _finalists(report),
@@ -202,7 +202,7 @@ def _finalists(report: Figures) -> str:
         "Before: on the search split, healed without training. After: on the validation split, by which the "
         f"choice is made. Latency: {settings(report, finalists)}."
     )
-    return _plot("Fine-tuning of the finalists", caption, report_html.recovery(report), table(rows, numbers_from=1))
+    return _plot("Fine-tuning of the finalists", caption, report_course.recovery(report), table(rows, numbers_from=1))
 
 
 def _failures(report: Figures) -> str:
@@ -285,7 +285,7 @@ def _latency(figures: Figures) -> str:
 
 
 def _tradeoff_caption(report: Figures) -> str:
-    points = [t for t in report["trials"] if t["number"] > 0 and report_html.is_measured(t)]
+    points = [t for t in report["trials"] if t["number"] > 0 and report_points.is_measured(t)]
     measured = len(points)
     if not measured:
         return "No candidate was measured."

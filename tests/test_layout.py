@@ -65,7 +65,7 @@ HOMES = {
     "soundfile": ("rlprune_edge/tasks/audio.py", "rlprune_edge/bundle/speech.py"),  # likewise
     "scipy": ("rlprune_edge/tasks/audio.py", "rlprune_edge/comparison_stats.py"),
     "safetensors": ("rlprune_edge/tasks/weights.py",),
-    "plotly": tuple(f"rlprune_edge/{name}.py" for name in ("plots", "report_html", "comparison_html")),
+    "plotly": tuple(f"rlprune_edge/{name}.py" for name in ("plots", "report_html", "report_course", "comparison_html")),
     "cryptography": ("rlprune_edge/bundle/signature.py",),
     "cyclonedx": ("rlprune_edge/bundle/sbom.py",),
     "packageurl": ("rlprune_edge/bundle/sbom.py",),
