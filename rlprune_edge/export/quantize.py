@@ -15,7 +15,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +66,11 @@ def weighted_nodes(path: Path) -> list[str]:
 
 
 def static_int8(
-    source: Path, target: Path, inputs: Iterable[Arrays], *, method: str, left_out: Sequence[str] = ()
+    source: Path, target: Path, inputs: Sequence[Arrays], *, method: str, left_out: Sequence[str] = ()
 ) -> None:
     """Quantize a prepared model with the ranges that `inputs` show; nodes `left_out` stay in float32.
 
-    Raises CandidateError (`export_failed`).
+    The inputs may have different shapes (texts, recordings). Raises CandidateError (`export_failed`).
     """
     with _in_words("quantize it statically"), _quiet(), tempfile.TemporaryDirectory() as folder:
         quantize_static(
@@ -88,6 +88,8 @@ def static_int8(
                 "WeightSymmetric": True,
                 "CalibPercentile": PERCENTILE,
                 "CalibTensorRangeSymmetric": False,
+                # Whatever its name says, it holds for every method. All at once, the tool stacks what the inputs gave.
+                "CalibStridedMinMax": 1 if _ragged(inputs) else None,
             },
             calibration_cache_path=Path(folder) / "ranges.json",
         )
@@ -125,11 +127,13 @@ def most_harmed(source: Path, quantized: Path, inputs: Sequence[Arrays], candida
         for number, path in enumerate((source, quantized)):
             opened = Path(folder) / f"{number}.onnx"
             qdq_loss_debug.modify_model_output_intermediate_tensors(path, opened)
-            seen.append(qdq_loss_debug.collect_activations(str(opened), _Reader(inputs)))
+            found = qdq_loss_debug.collect_activations(str(opened), _Reader(inputs))
+            # flat, since the tool joins those of all inputs, and these may have different shapes
+            seen.append({tensor: [value.ravel() for value in values] for tensor, values in found.items()})
         matched = qdq_loss_debug.create_activation_matching(seen[1], seen[0])
         errors = qdq_loss_debug.compute_activation_error(matched)
     noise = {
-        tensor: found["qdq_err"] for tensor, found in errors.items() if math.isfinite(found.get("qdq_err", math.inf))
+        tensor: error["qdq_err"] for tensor, error in errors.items() if math.isfinite(error.get("qdq_err", math.inf))
     }
     given = {n.name: n.input[0] for n in onnx.load(source).graph.node}
     return sorted((name for name in candidates if given.get(name) in noise), key=lambda name: noise[given[name]])
@@ -149,12 +153,23 @@ def _forget_unused_domains(model: onnx.ModelProto) -> None:
     model.opset_import.extend(kept)
 
 
+def _ragged(inputs: Sequence[Arrays]) -> bool:
+    return len({tuple((name, value.shape) for name, value in sorted(arrays.items())) for arrays in inputs}) > 1
+
+
 class _Reader(CalibrationDataReader):  # type: ignore[misc] # has no types
-    def __init__(self, inputs: Iterable[Arrays]) -> None:
-        self._inputs = iter(inputs)
+    def __init__(self, inputs: Sequence[Arrays]) -> None:
+        self._inputs = inputs
+        self.set_range(0, len(inputs))
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._rest = iter(self._inputs[start_index:end_index])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._inputs, None)
+        return next(self._rest, None)
 
 
 @contextlib.contextmanager
