@@ -40,6 +40,7 @@ def profile(
     """
     with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
         watcher.stage(f"{plans} random plans to learn from, {held_out} to be tried on")
+        run.scores = run.tells = False
         trials = _measured(run, tables, plans + held_out)
         learned, tried = trials[:plans], trials[plans:]
         baseline = run.baseline_trial.measurement
@@ -76,7 +77,7 @@ def profile(
 
 
 def _measured(run: Run, tables: tuple[WidthTimes, ...], count: int) -> list[Trial]:
-    """So many distinct random plans of all sizes, evaluated."""
+    """So many distinct random plans of all sizes, timed."""
     env = PruningEnv(run.space, run.evaluated, baseline=run.baseline, target=Target(), tables=tables)
     rng = np.random.default_rng(run.request.seed)
     found: dict[str, Trial] = {}
@@ -90,6 +91,7 @@ def _measured(run: Run, tables: tuple[WidthTimes, ...], count: int) -> list[Tria
         trial, _ = env.try_plan(plan)
         if trial.measurement is not None:
             found[plan.key] = trial
+            run.watcher.step("random plans", len(found), count)
     if len(found) < count:
         raise UserError(
             f"Only {len(found)} different plans of this model could be measured, not {count}.\n"

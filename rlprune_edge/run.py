@@ -89,6 +89,8 @@ class Run:
     """what candidates of the search are written into"""
     tells: bool = True
     """the watcher hears of every new trial"""
+    scores: bool = True
+    """candidates are healed and scored; where their speed alone is wanted that would be most of the time"""
     sign: Callable[[bytes], bytes] | None = None
     """makes a bundle's signature out of its sums"""
     notes: list[str] = field(default_factory=list)
@@ -224,8 +226,9 @@ class Run:
             candidate = self.make_candidate(plan, made.seconds)
             made.parameters = candidate.parameters
             made.macs = space.count_macs(candidate.module, self.example)
-            with timed(made.seconds, "score"):
-                made.quality = self.task.score(candidate.module, "search", limit=self.request.search_examples)
+            if self.scores:
+                with timed(made.seconds, "score"):
+                    made.quality = self.task.score(candidate.module, "search", limit=self.request.search_examples)
             made.file = self.export(candidate.module, made.path, made.seconds, topology=plan.dropped)
         except CandidateError as error:
             made.failed(error)
@@ -274,7 +277,7 @@ class Run:
         with timed(seconds, "check"):
             self.parent.check(candidate, self.probe_input)
         with timed(seconds, "recover"):
-            if plan.key != self.space.uncut().key:
+            if self.scores and plan.key != self.space.uncut().key:
                 self.parent.heal(candidate)
         return candidate
 

@@ -44,6 +44,9 @@ def test_a_profile_says_how_well_it_predicts_and_another_run_searches_with_it(tm
     assert all(len(table["times_ns"]) > 3 and table["layers"] for table in found["tables"])
     assert {n for table in found["tables"] for n in table["groups"]} == set(found["groups"])
     assert "plans learned from" in said
+    trials = [json.loads(line)["trial"] for line in (folder / "trials.jsonl").read_text().splitlines()]
+    assert [t["quality"] is not None for t in trials] == [True, *5 * [False]], "speed alone is wanted of the plans"
+    assert all("score" not in t["seconds"] for t in trials[1:])
     resumed = run(["profile", "--resume", str(folder)], cache)
     assert json.loads((folder / "profile.json").read_text())["plans"] == found["plans"], "nothing is measured again"
     assert "plans learned from" in resumed
