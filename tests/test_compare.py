@@ -97,18 +97,18 @@ def test_the_best_plans_are_fine_tuned_where_that_is_asked_for(cache: Path, tmp_
 
 def test_kill_9_then_resume_comes_to_the_same_searches(cache: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    words = [*WORDS, "--agents", "random,gp,ppo-cold"]
+    words = [*WORDS, "--agents", "random,ppo-cold"]
     run([*words, "--out", str(whole)], cache)
     process = start(["compare", *words, "--out", str(killed)], cache)
     deadline = time.monotonic() + 300
-    while len(load_searches(killed / NAME)) < 2:
+    while len(load_searches(killed / NAME)) < 1:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
     process.communicate()
     reached = len(load_searches(killed / NAME))
-    assert reached < 6, "it has to be killed in the middle"
+    assert reached < 4, "it has to be killed in the middle"
     run(["--resume", str(killed)], cache)
     assert steps(load_searches(killed / NAME)) == steps(load_searches(whole / NAME))
 

