@@ -15,7 +15,8 @@ from rlprune_edge.device.profiles import Limits, Profile
 from rlprune_edge.device.station import Station
 
 # What else runs on the machine of these tests is no reason to refuse a figure.
-CALM = Limits(load_percent=6400, max_clock_loss=0.99)
+# More than a profile may allow: the planted board's clock is this machine's, which others take for a moment.
+CALM = Limits(load_percent=6400).model_copy(update={"max_clock_loss": 1000.0})
 SHED = Profile(format=1, name="shed", title="the board in the shed", source="board", threads=1, limits=CALM)
 
 

@@ -88,7 +88,6 @@ def _measure(device: Station, model: Any, **changes: Any) -> Measurement:
     return device.measure(model.path, **{**fields, **changes})
 
 
-@pytest.mark.alone
 def test_f14_a_figure_of_a_board_has_what_its_gates_read_and_dropped(
     start: Callable[..., Bridged], planted: FakeBoard, sample: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,10 +113,8 @@ def test_f14_a_figure_of_a_board_has_what_its_gates_read_and_dropped(
     (process,) = found.processes
     assert process.gates is not None
     assert process.gates["readings"][0]["celsius"] == 48.0
-    # where others take the processor for a moment, this machine's own clock seems to have been lost, too
-    (dropped,) = (drop for drop in process.dropped if drop.kind != "clock_unstable")
-    assert dropped.kind == "throttled"
-    assert "held the clock down meanwhile" in dropped.why
+    assert [drop.kind for drop in process.dropped] == ["throttled"]
+    assert "held the clock down meanwhile" in process.dropped[0].why
     assert "blocks_dropped" in found.flags
     assert found.options["settings"]["gates"]["throttle"] is True
 
@@ -220,11 +217,13 @@ def test_f35_a_figure_that_cannot_be_true_is_no_figure(start: Callable[..., Brid
 
 
 def test_an_unsure_fact_counts_twice() -> None:
-    sure = Profile.model_validate(SHED.model_dump() | {"cpu": {"name": "c", "cores": 1, "peak_gflops": 10.0}})
+    sure = Profile.model_validate(
+        SHED.model_dump(exclude={"limits"}) | {"cpu": {"name": "c", "cores": 1, "peak_gflops": 10.0}}
+    )
     assert ceiling_of(sure) is None  # nothing is known of its memory
     facts = {"cpu": {"name": "c", "cores": 1, "peak_gflops": 10.0}, "memory": {"mb": [1], "bandwidth_gb_s": 3.0}}
-    known = Profile.model_validate(SHED.model_dump() | facts)
-    unsure = Profile.model_validate(SHED.model_dump() | facts | {"unsure": ["cpu.peak_gflops"]})
+    known = Profile.model_validate(SHED.model_dump(exclude={"limits"}) | facts)
+    unsure = Profile.model_validate(SHED.model_dump(exclude={"limits"}) | facts | {"unsure": ["cpu.peak_gflops"]})
     for profile, flops in ((known, 10e9), (unsure, 20e9)):
         ceiling = ceiling_of(profile)
         assert ceiling is not None
