@@ -32,8 +32,7 @@ MEASURING = (ROOT / "docs" / "measuring.md").read_text()
 DATA = ROOT.parent / "shared"
 
 # The last of two equal options wins: the commands are tried as written, but with less of everything.
-# Three candidates, and tests beside them: a target that is met whatever the machine does meanwhile.
-CHEAPER = shlex.split("--budget 3 --epochs 1 --finalists 1 --final-mode reward --target-speedup 1.05")
+CHEAPER = shlex.split("--budget 3 --epochs 1 --finalists 1 --final-mode reward --target-speedup 1.2")
 # An epoch over 45,000 images takes half an hour on one core, and probing every single cut minutes.
 # A network of 13 microseconds is mostly overhead, which the latency model has to learn first: 3 candidates do not do.
 FEWER = shlex.split(
@@ -50,6 +49,9 @@ OTHERWISE = {
 }
 # A candidate that was trained for one epoch loses more than a finished one; what it may lose is not on trial here.
 LENIENT = ["--max-drop", "50"]
+MISSED, TRIES = 4, 3
+"""A machine that others disturb may time one of so few candidates at half its speed; the run says, rightly, that the
+target is missed. That is not what a page is tried for, so the command is tried again."""
 
 
 def blocks(page: str) -> list[list[str]]:
@@ -92,15 +94,19 @@ def run(command: str, cwd: Path, cache: Path, *, tiny: bool = False) -> str:
         words[0] = sys.executable
     else:
         assert words[0] == "ssh-keygen", f"no test knows how to run: {command}"
-    done = subprocess.run(
-        words,
-        cwd=cwd,
-        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    for _ in range(TRIES):
+        done = subprocess.run(
+            words,
+            cwd=cwd,
+            env={**os.environ, "RLPRUNE_CACHE": str(cache)},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        if done.returncode != MISSED or "--out" not in words:
+            break
+        shutil.rmtree(cwd / words[words.index("--out") + 1])
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
