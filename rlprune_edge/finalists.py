@@ -260,4 +260,5 @@ def reached(measurement: Measurement) -> str:
     if measurement.speedup is None:
         return latency
     s = measurement.speedup
-    return f"{s.value:.2f}x faster ({s.low:.2f} to {s.high:.2f}), {latency}"
+    word = "faster" if s.value >= 1 else "as fast"
+    return f"{s.value:.2f}x {word} ({s.low:.2f} to {s.high:.2f}), {latency}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from samples import a_measurement, a_trial
 
-from rlprune_edge.finalists import _weights_matter, _with_margin, meets
+from rlprune_edge.finalists import _weights_matter, _with_margin, meets, reached
 from rlprune_edge.measurements import Interval
 from rlprune_edge.records import Plan, Target
 
@@ -61,3 +61,8 @@ def test_made_up_weights_are_spoken_of_where_they_mattered() -> None:
     assert doubt is not None
     assert "1.80x faster with its own weights and was 2.00x with made-up ones" in doubt
     assert _weights_matter(a_trial(1, PLAN), replace(made_up, speedup=Interval(1.8, 1.7, 1.9))) is None
+
+
+@pytest.mark.parametrize(("value", "said"), [(1.5, "1.50x faster (1.40 to"), (0.8, "0.80x as fast (0.70 to")])
+def test_what_is_slower_is_not_called_faster(value: float, said: str) -> None:
+    assert reached(a_measurement(1.0, speedup=Interval(value, value - 0.1, value + 0.1))).startswith(said)
