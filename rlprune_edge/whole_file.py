@@ -13,12 +13,12 @@ from pathlib import Path
 def replacing(path: Path, *, shared: bool = False, private: bool = False, beside: Path | None = None) -> Iterator[Path]:
     """A path to write to, of a file that takes the place of `path` when the block ends well, and is removed otherwise.
 
-    Raises OSError. What a kill leaves of it is overwritten by the next one.
+    Raises OSError. What a kill leaves of it is overwritten by the next one, or lies there where it is `shared`.
 
     Args:
         path: the file; its folder has to be there
         shared: others may write the same file meanwhile, so each writes under a name of his own
-        private: for the owner's eyes alone (mode 0600)
+        private: for the owner's eyes alone (mode 0600), from its first byte on where it is `shared`, too
         beside: a file on the same disk beside which it is written, where the folder of `path` may hold nothing else
     """
     near = beside or path
@@ -28,7 +28,7 @@ def replacing(path: Path, *, shared: bool = False, private: bool = False, beside
             part.touch(0o600)
         yield part
         os.replace(part, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves nothing behind
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise

@@ -91,7 +91,7 @@ def _measure(device: Station, model: Any, **changes: Any) -> Measurement:
 def test_f14_a_figure_of_a_board_has_what_its_gates_read_and_dropped(
     start: Callable[..., Bridged], planted: FakeBoard, sample: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MODES, "quick", replace(_QUICK, pairs=(100,)))
+    monkeypatch.setitem(MODES, "quick", replace(_QUICK, pairs=(80,)))
     hot = planted.root / "hot"
     planted.tool("vcgencmd", f"[ -e {hot} ] && echo throttled=0x40000 || echo throttled=0x0")
     planted.zone(0, "cpu-thermal", "48000")
