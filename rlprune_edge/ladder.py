@@ -11,22 +11,27 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from rlprune_edge import finalists, parents, rungs
 from rlprune_edge.errors import UserError
 from rlprune_edge.export.templates import Templates
 from rlprune_edge.finalists import Winner
-from rlprune_edge.records import Plan, PruningSpace
+from rlprune_edge.records import Plan, PruningSpace, Trial
 from rlprune_edge.report_words import target_words
 from rlprune_edge.run import Run
 from rlprune_edge.search.reward import scored_part
 from rlprune_edge.search.warm_start import known_from
 
+END = "rung.json"
+
 
 def climb(run: Run, search: Callable[[], None]) -> None:
     """Search all rungs of the run, fine-tuning between them; the last one's finalists are left to `deliver`.
 
-    Nothing is kept for a resumed run beside the journal and the checkpoints of fine-tuning: climbing again with them
-    comes to the same rung in seconds.
+    A resumed run comes to the same rung in seconds: by the journal, the checkpoints of fine-tuning, and what was
+    written of each rung's end. The last is no mere convenience: finalists are timed anew, and another one that is
+    found fast enough the second time would leave a network that the next rung's trials were not cut from.
     """
     for rung in rungs.rungs(run.request, run.baseline, run.precision_gain):
         run.rung = rung
@@ -36,18 +41,39 @@ def climb(run: Run, search: Callable[[], None]) -> None:
         search()
         if rung.last:
             return
-        winner, histories = finalists.choose(run)
-        reached: dict[str, Any] = {"rung": rung.number + 1, "target": words, "candidates": len(run.trials)}
-        if winner is None:
-            run.climbed.append(reached)
+        end, module = _end(run)
+        run.notes += [note for note in end["notes"] if note not in run.notes]
+        reached = {"rung": rung.number + 1, "target": words, "candidates": len(run.trials)}
+        run.climbed.append(reached | end["figures"])
+        if module is None:
             run.notes.append(f"rung {rung.number + 1} of the ladder found nothing that is {words}; the next began anew")
             continue
-        run.climbed.append(reached | _figures(winner, histories))
         try:
-            _stand_on(run, winner)
+            _stand_on(run, _trial(run, end).plan, module)
         except UserError as error:
             run.notes.append(f"the ladder ended with rung {rung.number + 1}, since {error}")
             run.watcher.note(run.notes[-1])
+
+
+def _end(run: Run) -> tuple[dict[str, Any], torch.nn.Module | None]:
+    """How this rung ended, as its file says or will say, and the trained network that it leaves, if any."""
+    kept = run.rung.named(END)
+    end: dict[str, Any] | None = run.folder.read_json(kept)
+    if end is not None:
+        return end, finalists.fine_tuned(run, _trial(run, end))[0] if end["number"] is not None else None
+    said = len(run.notes)
+    winner, histories = finalists.choose(run)
+    end = {
+        "number": winner.trial.number if winner else None,
+        "figures": _figures(winner, histories) if winner else {},
+        "notes": run.notes[said:],
+    }
+    run.folder.write_json(kept, end)
+    return end, winner.module if winner else None
+
+
+def _trial(run: Run, end: dict[str, Any]) -> Trial:
+    return run.journal.trials[end["number"]]
 
 
 def known(run: Run) -> tuple[tuple[Plan, float], ...]:
@@ -73,11 +99,10 @@ def _inside(plan: Plan, space: PruningSpace) -> Plan | None:
     return None if wider or not set(plan.dropped) >= set(space.removed) else space.plan(kept, plan.dropped)
 
 
-def _stand_on(run: Run, winner: Winner) -> None:
-    """Candidates are cut from the winner from here on. Raises UserError where that cannot be done."""
-    plan = winner.trial.plan
+def _stand_on(run: Run, plan: Plan, module: torch.nn.Module) -> None:
+    """Candidates are cut from this plan's network from here on. Raises UserError where that cannot be done."""
     run.parent = parents.next_of(
-        run.parent, winner.module, plan, request=run.request, task=run.task, space=run.space, x=run.example
+        run.parent, module, plan, request=run.request, task=run.task, space=run.space, x=run.example
     )
     run.space = run.space.from_rung(plan)
     run.templates = Templates()
