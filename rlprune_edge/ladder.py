@@ -73,7 +73,8 @@ def _end(run: Run) -> tuple[dict[str, Any], torch.nn.Module | None]:
 
 
 def _trial(run: Run, end: dict[str, Any]) -> Trial:
-    return run.journal.trials[end["number"]]
+    number: int = end["number"]
+    return run.journal.trials[number]
 
 
 def known(run: Run) -> tuple[tuple[Plan, float], ...]:
