@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from rlprune_edge import __version__, cli_bundle, cli_compare, cli_device, cli_init, cli_profile, errors
-from rlprune_edge.cli_ends import resumable
+from rlprune_edge.cli_ends import look_up, resumable
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
 from rlprune_edge.places import cache_dir
@@ -235,6 +235,7 @@ def compress(
         signer = cli_bundle.signer_of(request.sign)
     else:
         request = requests.make(words, config)
+        look_up(request)
         signer = cli_bundle.signer_of(request.sign)  # hours before it is used: a wrong file is said now
         default = Path("runs") / f"{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = RunFolder.create(out or default, request)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rlprune_edge.cli_ends import resumable
+from rlprune_edge.cli_ends import look_up, resumable
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import UserError
 from rlprune_edge.places import cache_dir
@@ -97,8 +97,6 @@ def compare(
         _show(console, render, render_comparison(render), as_json=as_json)
         return
     from rlprune_edge import request as requests
-    from rlprune_edge.compare import Field
-    from rlprune_edge.compare import compare as run_compare
     from rlprune_edge.run_folder import RunFolder
 
     if target_latency is not None:
@@ -119,6 +117,9 @@ def compare(
         usual: dict[str, Any] = {} if request.target.hard else {"target_speedup": USUAL_SPEEDUP}
         usual |= {name: word for name, word in USUAL_MODES.items() if name not in request.model_fields_set}
         request = requests.make(asked | usual, config)
+        look_up(request)
+        from rlprune_edge.compare import Field
+
         field = Field(_words(agents) or AGENTS, tuple(range(seeds or USUAL_SEEDS)), _words(finish))
         default = Path("runs") / f"compare-{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = RunFolder.create(out or default, request, command="compare")
@@ -129,6 +130,8 @@ def compare(
         resumable("compare", folder, console, new=resume is None, beside=(FIELD,)),
         ConsoleWatcher(console) as watcher,
     ):
+        from rlprune_edge.compare import compare as run_compare
+
         command = _command(field, request.command())
         found = run_compare(request, field, folder, watcher, cache_dir=cache_dir(), command=command)
     _show(console, folder.path, found, as_json=as_json)

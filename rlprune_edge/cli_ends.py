@@ -1,4 +1,4 @@
-"""How long commands end when they do not end well: what is kept, and what to type next."""
+"""How long commands begin and end when they do not end well: what is kept, and what to type next."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from rlprune_edge.device.boards import check_device
 from rlprune_edge.errors import EXIT_INTERRUPTED, DeviceError, UserError
+from rlprune_edge.tasks.catalog import check_task
 
 if TYPE_CHECKING:
+    from rlprune_edge.request import Request
     from rlprune_edge.run_folder import RunFolder
+
+
+def look_up(request: Request) -> None:
+    """Raises UserError for a task or a device that there is not, before torch is imported: that takes seconds."""
+    check_task(request.task)
+    check_device(request.device)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rlprune_edge.cli_ends import resumable
+from rlprune_edge.cli_ends import look_up, resumable
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import UserError
 from rlprune_edge.places import cache_dir
@@ -47,7 +47,6 @@ def profile(
     """
     asked = {k: v for k, v in locals().items() if k not in NOT_OF_THE_REQUEST and v is not None}
     from rlprune_edge import request as requests
-    from rlprune_edge.profile import profile as run_profile
     from rlprune_edge.run_folder import RunFolder
 
     console = Console(stderr=as_json, highlight=False)
@@ -62,6 +61,7 @@ def profile(
         plans, held_out = counts["plans"], counts["held_out"]
     else:
         request = requests.make(asked | {"budget": plans + held_out})
+        look_up(request)
         default = Path("runs") / f"profile-{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = RunFolder.create(out or default, request, command="profile")
         folder.write_json(COUNTS, {"plans": plans, "held_out": held_out})
@@ -72,6 +72,8 @@ def profile(
         resumable("profile", folder, console, new=resume is None, beside=(COUNTS,)),
         ConsoleWatcher(console) as watcher,
     ):
+        from rlprune_edge.profile import profile as run_profile
+
         found = run_profile(
             request, folder, watcher, plans=plans, held_out=held_out, cache_dir=cache_dir(), command=words
         )

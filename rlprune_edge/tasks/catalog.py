@@ -60,6 +60,18 @@ TASKS = {
 CONTRACT = ("name", "metric", "preprocessing", "chance_loss")
 
 
+def check_task(name_or_spec: str) -> None:
+    """Raises UserError for what is neither a task of ours nor `package.module:factory`; imports neither."""
+    if name_or_spec in TASKS or ":" in name_or_spec:
+        return
+    near = difflib.get_close_matches(name_or_spec, TASKS, n=1)
+    raise UserError(
+        f"There is no task {name_or_spec!r}."
+        + (f" Did you mean {near[0]}?" if near else "")
+        + f" There are {', '.join(TASKS)}, and your own as package.module:factory."
+    )
+
+
 def load_task(name_or_spec: str, *, data: str | None, seed: int, cache_dir: Path, **options: Any) -> Task:
     """The task called so. `data`: a folder or hub id; of `data`, `seed`, `cache_dir` a factory gets those it names.
 
@@ -67,17 +79,8 @@ def load_task(name_or_spec: str, *, data: str | None, seed: int, cache_dir: Path
     not asked for. Raises UserError for an unknown name, an option that the task does not take, a factory that cannot be
     found or fails, and for what is no task.
     """
-    if name_or_spec in TASKS:
-        spec = TASKS[name_or_spec].spec
-    elif ":" in name_or_spec:
-        spec = name_or_spec
-    else:
-        near = difflib.get_close_matches(name_or_spec, TASKS, n=1)
-        raise UserError(
-            f"There is no task {name_or_spec!r}."
-            + (f" Did you mean {near[0]}?" if near else "")
-            + f" There are {', '.join(TASKS)}, and your own as package.module:factory."
-        )
+    check_task(name_or_spec)
+    spec = TASKS[name_or_spec].spec if name_or_spec in TASKS else name_or_spec
     factory = _find(spec, "--task")
     if data is not None and not _accepts(factory, "data"):
         raise UserError(f"Task {name_or_spec} brings its own data and takes no --data.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rlprune_edge.errors import UserError
 from rlprune_edge.records import MetricSpec
 from rlprune_edge.tasks import weights as weight_files
 from rlprune_edge.tasks.arrays import InMemoryTask, guessing_loss, shifted, split_by_class
+from rlprune_edge.tasks.model_name import UNTRAINED, epochs_asked, split_name
 from rlprune_edge.tasks.resnet import ResNet, fixed_names
 from rlprune_edge.tasks.task import LoadedModel, Progress, Recipe
 from rlprune_edge.tasks.training import Training, train_once
@@ -92,18 +94,29 @@ class DigitsTask(InMemoryTask):
     def model(
         self, name: str | None, *, weights: Path | None, cache_dir: Path, progress: Progress | None = None
     ) -> LoadedModel:
-        name = name or self.model_names[0]
-        if name not in self.model_names:
+        """`name` may end in `:train=EPOCHS` (trained here, cached, as without it) or `:untrained` (random weights)."""
+        base, how = split_name(name or self.model_names[0])
+        if base not in self.model_names:
             raise UserError(
-                f"Task digits has no model {name!r}; it has {', '.join(self.model_names)}, or bring your own: "
-                "--model package.module:factory."
+                f"Task digits has no model {name!r}; it has {', '.join(self.model_names)}, also with :train=EPOCHS or "
+                ":untrained after it; or bring your own: --model package.module:factory."
             )
+        if weights is not None and how:
+            raise UserError(f"--model {name} and --weights contradict each other: write --model {base}.")
         description = "ResNet-26 for 8x8 digits (2 stages of 6 blocks, 96 and 192 channels)"
         if weights is not None:
             module = network()
-            weight_files.load(module, weights, name=name, optional=fixed_names(module))
-            return LoadedModel(module.eval(), name, description, f"file {weights.name}")
+            weight_files.load(module, weights, name=base, optional=fixed_names(module))
+            return LoadedModel(module.eval(), base, description, f"file {weights.name}")
+        if how == "untrained":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                module = network()
+            source = "untrained (random weights)"
+            return LoadedModel(module.eval(), base, f"{description}, untrained", source, (UNTRAINED,))
+        training = dataclasses.replace(self.training, **epochs_asked(how))
         trained = train_once(
-            network, self, self.training, name=name, data=self.fingerprint(), cache_dir=cache_dir, progress=progress
+            network, self, training, name=base, data=self.fingerprint(), cache_dir=cache_dir, progress=progress
         )
-        return LoadedModel(trained, name, description, "trained here")
+        source = f"trained here, {training.epochs} epoch" + "s" * (training.epochs > 1)
+        return LoadedModel(trained, base, description, source)

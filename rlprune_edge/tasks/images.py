@@ -16,6 +16,7 @@ from rlprune_edge.records import MetricSpec
 from rlprune_edge.tasks import hub
 from rlprune_edge.tasks import weights as weight_files
 from rlprune_edge.tasks.arrays import InMemoryTask, guessing_loss, mirrored, shifted
+from rlprune_edge.tasks.model_name import UNTRAINED, epochs_asked, split_name
 from rlprune_edge.tasks.resnet import CIFAR_DEPTHS, cifar_resnet, depth_of, fixed_names
 from rlprune_edge.tasks.splits import four_splits
 from rlprune_edge.tasks.task import LoadedModel, Progress, Recipe
@@ -120,8 +121,8 @@ class Cifar10Task(InMemoryTask):
         self, name: str | None, *, weights: Path | None, cache_dir: Path, progress: Progress | None = None
     ) -> LoadedModel:
         """`name` may end in `:untrained` (random weights), `:train` or `:train=EPOCHS` (trained here, cached)."""
-        base, _, how = (name or self.model_names[0]).partition(":")
-        if base not in self.model_names or not (how in ("", "train", "untrained") or _epochs(how)):
+        base, how = split_name(name or self.model_names[0])
+        if base not in self.model_names:
             raise UserError(
                 f"Task cifar10 has no model {name!r}; it has {', '.join(self.model_names)}, each also with :train, "
                 ":train=EPOCHS or :untrained after it; or bring your own: --model package.module:factory."
@@ -138,15 +139,14 @@ class Cifar10Task(InMemoryTask):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 module = self._network(base)
-            note = "the network is untrained: its times and sizes mean something, its accuracy does not"
-            return self._loaded(module, base, "untrained (random weights)", note)
+            return self._loaded(module, base, "untrained (random weights)", UNTRAINED)
         if not how:
             raise UserError(
                 f"{base} needs trained weights: --weights FILE.safetensors. Without a file, --model {base}:train "
                 f"trains it here ({self.training.epochs} epochs; hours on a CPU), and --model {base}:untrained takes "
                 "random weights, to try out speed alone."
             )
-        training = dataclasses.replace(self.training, epochs=_epochs(how) or self.training.epochs)
+        training = dataclasses.replace(self.training, **epochs_asked(how))
         module = train_once(
             lambda: self._network(base),
             self,
@@ -173,12 +173,6 @@ class Cifar10Task(InMemoryTask):
         if base == "resnet50-imagenet-stem":
             notes = (*notes, "ImageNet stem: the first two layers shrink a 32x32 image to 8x8")
         return LoadedModel(module.eval(), base, description, source, notes, licence)
-
-
-def _epochs(how: str) -> int | None:
-    """The number in `train=NUMBER`; `None` for anything else."""
-    number = how.removeprefix("train=")
-    return int(number) if how.startswith("train=") and number.isdecimal() and int(number) > 0 else None
 
 
 def _fits(tensors: Mapping[str, Tensor]) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,16 +45,15 @@ def test_preprocessing_says_what_the_task_does() -> None:
 
 
 def test_one_epoch_teaches_most_digits_and_the_result_is_kept(tmp_path: Path) -> None:
-    task = DigitsTask(QUICK)
+    task = DigitsTask(dataclasses.replace(QUICK, epochs=9))
     told: list[tuple[int, int]] = []
-    first = task.model(None, weights=None, cache_dir=tmp_path, progress=lambda done, of, _: told.append((done, of)))
-    kept = task.model(
-        "resnet26", weights=None, cache_dir=tmp_path, progress=lambda done, of, _: told.append((done, of))
-    )
+    asked: dict[str, Any] = {"weights": None, "cache_dir": tmp_path}
+    first = task.model("resnet26:train=1", **asked, progress=lambda done, of, _: told.append((done, of)))
+    kept = DigitsTask(QUICK).model(None, **asked, progress=lambda done, of, _: told.append((done, of)))
     assert told == [(1, 1)]
     assert task.score(first.module, "validation").metric > 50
     assert task.score(first.module, "validation") == task.score(kept.module, "validation")
-    assert (first.name, first.source, first.module.training) == ("resnet26", "trained here", False)
+    assert (first.name, first.source, first.module.training) == ("resnet26", "trained here, 1 epoch", False)
 
 
 def test_weights_come_from_a_file(tmp_path: Path) -> None:
@@ -63,6 +64,26 @@ def test_weights_come_from_a_file(tmp_path: Path) -> None:
     assert torch.equal(loaded.module.state_dict()["linear.weight"], module.linear.weight)
 
 
-def test_an_unknown_model_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model 'resnet56'; it has resnet26"):
-        DigitsTask().model("resnet56", weights=None, cache_dir=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("resnet56", None, "no model 'resnet56'; it has resnet26"),
+        ("resnet26:trained", None, "no model 'resnet26:trained'"),
+        ("resnet26:train=0", None, "'0' is no number of epochs"),
+        ("resnet26:train", "mine.safetensors", "contradict each other: write --model resnet26"),
+    ],
+)
+def test_a_wrong_model_is_refused_with_those_there_are(
+    name: str, weights: str | None, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        DigitsTask().model(name, weights=Path(weights) if weights else None, cache_dir=tmp_path)
+
+
+def test_an_untrained_network_says_so_and_is_the_same_every_time(tmp_path: Path) -> None:
+    one, other = (
+        DigitsTask().model("resnet26:untrained", weights=None, cache_dir=tmp_path, progress=None) for _ in range(2)
+    )
+    assert "untrained" in one.description
+    assert "the network is untrained" in one.notes[0]
+    assert torch.equal(one.module.state_dict()["linear.weight"], other.module.state_dict()["linear.weight"])

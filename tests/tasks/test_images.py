@@ -122,7 +122,7 @@ def test_resnet50_has_a_cifar_stem_unless_the_other_is_named(image_folder: Any, 
     ("name", "weights", "complaint"),
     [
         ("resnet18", None, "has no model 'resnet18'; it has resnet20, "),
-        ("resnet20:train=0", None, "has no model 'resnet20:train=0'"),
+        ("resnet20:train=0", None, "'0' is no number of epochs"),
         ("resnet56", None, r"resnet56 needs trained weights: --weights FILE.*resnet56:train .*30 epochs"),
         ("resnet20:untrained", "w.safetensors", "contradict each other: write --model resnet20"),
         ("resnet20", "absent.safetensors", "There is no weight file .*absent.safetensors"),
