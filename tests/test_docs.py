@@ -44,7 +44,7 @@ OTHERWISE = {
     # less of the baselines' own training, too; each learns its task well enough
     "digits": shlex.split("--model resnet26:train=2"),
     "toy-text": shlex.split("--train-epochs 6 --train-learning-rate 1e-3"),
-    "cifar10": shlex.split("--calibration-examples 64 --search-examples 100 --epochs 0 --no-prior"),
+    "cifar10": shlex.split("--calibration-examples 64 --search-examples 100 --epochs 0 --no-prior --no-reconstruction"),
     "own_task:Bars": shlex.split("--budget 10"),
     # a reader's folder is a tiny network with random weights here
     "imdb": shlex.split("--no-prior --max-length 24 --sequence-length 16"),

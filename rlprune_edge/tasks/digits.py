@@ -114,7 +114,7 @@ class DigitsTask(InMemoryTask):
                 module = network()
             source = "untrained (random weights)"
             return LoadedModel(module.eval(), base, f"{description}, untrained", source, (UNTRAINED,))
-        training = dataclasses.replace(self.training, **epochs_asked(how))
+        training = dataclasses.replace(self.training, epochs=epochs_asked(how).get("epochs", self.training.epochs))
         trained = train_once(
             network, self, training, name=base, data=self.fingerprint(), cache_dir=cache_dir, progress=progress
         )

@@ -146,7 +146,7 @@ class Cifar10Task(InMemoryTask):
                 f"trains it here ({self.training.epochs} epochs; hours on a CPU), and --model {base}:untrained takes "
                 "random weights, to try out speed alone."
             )
-        training = dataclasses.replace(self.training, **epochs_asked(how))
+        training = dataclasses.replace(self.training, epochs=epochs_asked(how).get("epochs", self.training.epochs))
         module = train_once(
             lambda: self._network(base),
             self,
