@@ -41,9 +41,8 @@ FEWER = shlex.split(
 TINY = shlex.split("--task own_task:Bars")
 """where what is shown does not depend on the network"""
 OTHERWISE = {
-    # less of the baselines' own training, too; each learns its task well enough
+    # less of the own training of the baseline, which learns its task well enough
     "digits": shlex.split("--model resnet26:train=2"),
-    "toy-text": shlex.split("--train-epochs 6 --train-learning-rate 1e-3"),
     "cifar10": shlex.split("--calibration-examples 64 --search-examples 100 --epochs 0 --no-prior --no-reconstruction"),
     "own_task:Bars": shlex.split("--budget 10"),
     # a reader's folder is a tiny network with random weights here
