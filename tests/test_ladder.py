@@ -239,6 +239,7 @@ def test_a_climb_that_is_interrupted_on_the_second_rung_goes_on_there(
             assert last["speedup"] == outcome.report["compressed"]["speedup"] >= 1.4
             assert last["plan_key"] != ladder[0]["plan_key"]
         else:  # the machine was disturbed; then nothing is claimed
+            assert outcome.status == "infeasible"
             assert "speedup" not in last
     assert "The ladder" in (folder / "report.html").read_text()
     assert whole.report["spent"]["candidates"] == len(trials) - 1

@@ -1,6 +1,6 @@
 """One plan of a finished search, fine-tuned in several ways: what each part of the recipe is worth, on validation.
 
-    .venv/bin/python tools/bench/recovery.py RUN_DIR [--plan KEY] [--epochs 5 | --steps 400] [--seeds 2] [--ways NAMES]
+    .venv/bin/python tools/bench/recovery.py RUN_DIR [--plan KEY] [--steps 400] [--seeds 2] [--ways NAMES]
 
 RUN_DIR is the folder of a `compress` or a `compare`; without --plan its best one is taken. All ways share the plan, the
 seeds, and the order of the training inputs. The test split is not looked at.
@@ -9,10 +9,8 @@ seeds, and the order of the training inputs. The test split is not looked at.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -24,8 +22,7 @@ from rlprune_edge import recipes
 from rlprune_edge.compress import prepared
 from rlprune_edge.places import cache_dir
 from rlprune_edge.progress import Silent
-from rlprune_edge.prune import recover
-from rlprune_edge.records import Quality, Trial
+from rlprune_edge.records import Trial
 from rlprune_edge.run import Run
 from rlprune_edge.run_folder import RunFolder
 
@@ -47,38 +44,23 @@ def started(run: Run, trial: Trial, *, reconstruction: bool) -> torch.nn.Module:
     return recipes.start(run, trial.plan)
 
 
-def trained(run: Run, module: torch.nn.Module, way: dict[str, Any], *, seed: int, steps: int | None) -> Quality:
-    """Its quality on the validation split after the recipe's epochs, or one epoch of so many steps."""
+def trained(run: Run, trial: Trial, way: dict[str, Any], *, seed: int, steps: int) -> recipes.ShortTest:
+    """What so many steps of a way's fine-tuning make of the network."""
+    run.request = run.request.model_copy(update={"distillation": way.get("distillation", True)})
     settings = recipes.fine_tuning(run)
     settings = replace(
         settings,
-        epochs=1 if steps else settings.epochs,
         learning_rate=settings.learning_rate * way.get("rate", 1.0),
         feature_weight=way.get("feature_weight", settings.feature_weight),
     )
-    whole = -(-run.task.size("train") // settings.batch_size)
-
-    def batches(epoch: int) -> Iterator[Any]:
-        drawn = run.task.batches("train", settings.batch_size, augment=True, seed=seed * 1000 + epoch)
-        return itertools.islice(drawn, steps)
-
-    recover.fine_tune(
-        module,
-        run.loaded.module if way.get("distillation", True) else None,
-        epoch_batches=batches,
-        steps_per_epoch=steps or whole,
-        loss=run.task.loss,
-        settings=settings,
-    )
-    return run.task.score(module, "validation")
+    return recipes.short_test(run, recipes.start(run, trial.plan), settings, steps, seed=seed)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--plan", help="its key, or how it begins")
-    parser.add_argument("--steps", type=int, help="of one short epoch, instead of the recipe's epochs")
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--steps", type=int, default=400, help="of each fine-tuning, within one epoch")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--ways", default=",".join(WAYS), help=f"some of: {', '.join(WAYS)}")
     words = parser.parse_args()
@@ -86,7 +68,6 @@ def main() -> int:
     if strangers := [name for name in names if name not in WAYS]:
         parser.error(f"--ways {', '.join(strangers)}: choose of {', '.join(WAYS)}")
     folder, request = RunFolder.reopen(words.run)
-    request = request.model_copy(update={"epochs": words.epochs})
     with prepared(request, folder, Silent(), cache_dir=cache_dir()) as (run, _):
         met = [t for t in run.trials if t.score.feasible and t.plan.key.startswith(words.plan or "")]
         if not met:
@@ -100,10 +81,7 @@ def main() -> int:
             way = WAYS[name]
             began = time.perf_counter()
             before = run.task.score(started(run, trial, reconstruction=way.get("reconstruction", True)), "validation")
-            after = [
-                trained(run, recipes.start(run, trial.plan), way, seed=seed, steps=words.steps)
-                for seed in range(words.seeds)
-            ]
+            after = [trained(run, trial, way, seed=seed, steps=words.steps) for seed in range(words.seeds)]
             metric, loss = mean(q.metric for q in after), mean(q.loss for q in after)
             each = ", ".join(f"{q.metric:.2f}" for q in after)
             print(  # noqa: T201
