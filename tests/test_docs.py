@@ -17,6 +17,7 @@ import pytest
 import readers_own
 import typer
 from onnx import TensorProto, helper, numpy_helper
+from processes import finish, finish_within_target
 
 from rlprune_edge.cli import app
 from rlprune_edge.search.agents import AGENTS
@@ -51,9 +52,6 @@ OTHERWISE = {
 }
 # A candidate that was trained for one epoch loses more than a finished one; what it may lose is not on trial here.
 LENIENT = ["--max-drop", "50"]
-MISSED, TRIES = 4, 3
-"""A machine that others disturb may time one of so few candidates at half its speed; the run says, rightly, that the
-target is missed. That is not what a page is tried for, so the command is tried again."""
 
 
 def blocks(page: str) -> list[list[str]]:
@@ -78,39 +76,29 @@ COMPRESSIONS = [
 
 def run(command: str, cwd: Path, cache: Path, *, tiny: bool = False) -> str:
     """What a command of the documentation prints; it must exit with 0."""
-    words = shlex.split(command)
-    if words[0] == "rlprune-edge":
-        words[:1] = [sys.executable, "-m", "rlprune_edge"]
-        begins = words[3] in ("compress", "compare", "profile") and not {"--render", "--resume"} & set(words)
-        if words[3] == "compare" and begins:
+    program, *words = shlex.split(command)
+    if program != "rlprune-edge":
+        assert program in ("python", "ssh-keygen"), f"no test knows how to run: {command}"
+        words = [sys.executable if program == "python" else program, *words]
+        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=500, check=False)
+        code, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        begins = words[0] in ("compress", "compare", "profile") and not {"--render", "--resume"} & set(words)
+        if words[0] == "compare" and begins:
             words += FEWER
         if tiny and begins:
             words += TINY
-        if words[3] == "compress":
+        if words[0] == "compress":
             task = words[words.index("--task") + 1] if "--task" in words else "digits"
             words += [*CHEAPER, *OTHERWISE.get(TINY[1] if tiny else task, [])]
             words += LENIENT if "--max-drop" in words else []
-        if words[3:5] == ["bundle", "verify"] and "--device" in words:
+        if words[:2] == ["bundle", "verify"] and "--device" in words:
             words += ["--mode", "reward"]
-    elif words[0] == "python":
-        words[0] = sys.executable
-    else:
-        assert words[0] == "ssh-keygen", f"no test knows how to run: {command}"
-    for _ in range(TRIES):
-        done = subprocess.run(
-            words,
-            cwd=cwd,
-            env={**os.environ, "RLPRUNE_CACHE": str(cache)},
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        if done.returncode != MISSED or "--out" not in words:
-            break
-        shutil.rmtree(cwd / words[words.index("--out") + 1])
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+        # whether a machine that others disturb meets a target is not what a page is tried for
+        run_it = finish_within_target if "--out" in words else finish
+        code, out, err = run_it(words, cache, cwd)
+    assert code == 0, f"{command}\n{out}\n{err}"
+    return out
 
 
 # ---------------------------------------------------------------- commands

@@ -237,7 +237,8 @@ def test_a_climb_that_is_interrupted_on_the_second_rung_goes_on_there(
         last = outcome.report["ladder"][1]
         if outcome.status == "met":
             assert last["speedup"] == outcome.report["compressed"]["speedup"] >= 1.4
-            assert last["plan_key"] != ladder[0]["plan_key"]
+            # what the first rung left stays where it was, or may have been, fast enough for the second
+            assert last["plan_key"] != ladder[0]["plan_key"] or ladder[0]["speedup_ci"][1] >= 1.4
         else:  # the machine was disturbed; then nothing is claimed
             assert outcome.status == "infeasible"
             assert "speedup" not in last

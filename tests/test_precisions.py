@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from processes import finish
+from processes import finish_within_target
 from samples import a_measurement
 
 from rlprune_edge import precisions, rungs
@@ -188,7 +188,7 @@ def test_a_run_hands_over_int8_with_its_proof(cache: Path, tmp_path: Path) -> No
     out = tmp_path / "run"
     words = ["compress", "--task", "own_task:Bars", "--target-speedup", "1.05", "--budget", "8", "--precision", "int8"]
     words += ["--max-drop", "20", "--agent", "uniform", "--final-mode", "reward", "--epochs", "1", "--out", str(out)]
-    returned, said, errors = finish(words, cache)
+    returned, said, errors = finish_within_target(words, cache)
     report = json.loads((out / "report.json").read_text())
     rows = {row["precision"]: row for row in report["precision"]}
     assert set(rows) == {FP32, STATIC, DYNAMIC}

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import finish
 
 from rlprune_edge.errors import UserError
 from rlprune_edge.latency_profile import load_profile
 from rlprune_edge.profile import kendall_tau
 from rlprune_edge.records import PruningSpace
 
-EXAMPLES = Path(__file__).parent / "examples"
 TASK = ["--task", "own_task:Bars"]
 
 
 def run(words: list[str], cache: Path, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "rlprune_edge", *words],
-        cwd=EXAMPLES,
-        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    returned, out, err = finish(words, cache)
+    assert returned == code, out + err
+    return out + err
 
 
 def test_a_profile_says_how_well_it_predicts_and_another_run_searches_with_it(tmp_path: Path) -> None:

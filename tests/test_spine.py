@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -50,12 +48,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def start(words: list[str], cache: Path) -> subprocess.Popen[str]:
+def start(words: list[str], cache: Path) -> processes.Command:
     return processes.start(["compress", *words], cache)
 
 
 def finish(words: list[str], cache: Path) -> tuple[int, str, str]:
     return processes.finish(["compress", *words], cache)
+
+
+def meet(words: list[str], cache: Path) -> tuple[int, str, str]:
+    return processes.finish_within_target(["compress", *words], cache)
 
 
 def plans(folder: Path) -> list[str]:
@@ -66,7 +68,7 @@ def plans(folder: Path) -> list[str]:
 def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run that nothing disturbed: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    code, out, err = finish([*BARS, "--out", str(folder)], cache)
+    code, out, err = meet([*BARS, "--out", str(folder)], cache)
     assert code == 0, out + err
     return folder, out
 
@@ -109,7 +111,7 @@ def test_every_trial_went_through_every_stage(whole: tuple[Path, str]) -> None:
 
 def test_the_runs_own_request_repeats_it(whole: tuple[Path, str], cache: Path, tmp_path: Path) -> None:
     folder, again = whole[0], tmp_path / "again"
-    code, out, err = finish(["--config", str(folder / "request.toml"), "--out", str(again)], cache)
+    code, out, err = meet(["--config", str(folder / "request.toml"), "--out", str(again)], cache)
     assert code == 0, out + err
     assert (again / "request.toml").read_text() == (folder / "request.toml").read_text()
     assert plans(again) == plans(folder)
@@ -167,7 +169,7 @@ def test_an_infeasible_target_is_said_with_the_nearest_candidates(cache: Path, t
 
 def test_json_prints_one_document_and_nothing_else(cache: Path, tmp_path: Path) -> None:
     words = [*BARS, "--agent", "uniform", "--budget", "6", "--json", "--out", str(tmp_path / "run")]
-    code, out, err = finish(words, cache)
+    code, out, err = meet(words, cache)
     assert code == 0, err
     report = json.loads(out)
     assert report["search"]["agent"] == "uniform"
@@ -229,7 +231,7 @@ def test_the_test_split_is_read_once_for_each_network(
             tasks.append(self)
 
     own_task.Watched = Watched  # type: ignore[attr-defined]
-    words = {"task": "own_task:Watched", "target_speedup": 1.2, "budget": 10, "final_mode": "reward"}
+    words = {"task": "own_task:Watched", "budget": 10, "final_mode": "reward"}  # no target that it could miss
     folder, request = run_in_process(words, tmp_path / "run")
     outcome = compress(request, folder, Watcher(), cache_dir=cache)
     folder.close()
@@ -368,14 +370,12 @@ def test_a_folder_that_holds_a_run_is_not_written_over(whole: tuple[Path, str], 
     assert {p: p.stat().st_mtime_ns for p in whole[0].rglob("*") if p.name != ".lock"} == before
 
 
-def test_report_is_rendered_again_from_the_folder(whole: tuple[Path, str]) -> None:
+def test_report_is_rendered_again_from_the_folder(whole: tuple[Path, str], cache: Path) -> None:
     html = whole[0] / "report.html"
     first = html.read_text()
     html.unlink()
-    done = subprocess.run(
-        [sys.executable, "-m", "rlprune_edge", "report", str(whole[0])], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    code, _, err = processes.finish(["report", str(whole[0])], cache)
+    assert code == 0, err
     assert html.read_text() == first
 
 
