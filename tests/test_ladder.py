@@ -185,7 +185,7 @@ def climb(out: Path, cache: Path, watcher: Silent) -> Outcome:
         request = requests.make(
             {
                 **{"task": "own_task:Bars", "target_speedup": 1.4, "budget": 12, "ladder": 2, "finalists": 2},
-                **{"agent": "random", "final_mode": "reward"},
+                **{"agent": "random", "search_mode": "brief", "final_mode": "reward"},
             }
         )
         folder = RunFolder.create(out, request)

@@ -187,7 +187,8 @@ def test_the_gain_of_the_uncut_model_is_measured_once_and_kept(opened: Any) -> N
 def test_a_run_hands_over_int8_with_its_proof(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["compress", "--task", "own_task:Bars", "--target-speedup", "1.05", "--budget", "8", "--precision", "int8"]
-    words += ["--max-drop", "20", "--agent", "uniform", "--final-mode", "reward", "--epochs", "1", "--out", str(out)]
+    words += ["--max-drop", "20", "--agent", "uniform", "--epochs", "1", "--finalists", "1", "--out", str(out)]
+    words += ["--search-mode", "brief", "--final-mode", "reward"]
     returned, said, errors = finish_within_target(words, cache)
     report = json.loads((out / "report.json").read_text())
     rows = {row["precision"]: row for row in report["precision"]}

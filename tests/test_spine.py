@@ -35,11 +35,13 @@ BARS = [
     "10",
     "--finalists",
     "1",
+    "--search-mode",
+    "brief",
     "--final-mode",
     "reward",
 ]
 # Without a target the agent tries more of the few plans that pay: something to be killed in the middle of.
-WEIGHTED = ["--task", "own_task:Bars", "--budget", "10", "--finalists", "1", "--final-mode", "reward"]
+WEIGHTED = [*BARS[:2], *BARS[4:]]
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +233,8 @@ def test_the_test_split_is_read_once_for_each_network(
             tasks.append(self)
 
     own_task.Watched = Watched  # type: ignore[attr-defined]
-    words = {"task": "own_task:Watched", "budget": 10, "final_mode": "reward"}  # no target that it could miss
+    # no target, which it could miss
+    words = {"task": "own_task:Watched", "budget": 8, "finalists": 1, "search_mode": "brief", "final_mode": "reward"}
     folder, request = run_in_process(words, tmp_path / "run")
     outcome = compress(request, folder, Watcher(), cache_dir=cache)
     folder.close()
