@@ -79,7 +79,17 @@ def compress(
 def prepared(
     request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path
 ) -> Iterator[tuple[Run, tuple[WidthTimes, ...]]]:
-    """A run that is ready to evaluate plans: trial 0 measured, the widths that pay known; with the board's table."""
+    """A run that is ready to search: trial 0 measured, the widths that pay known; with the board's table."""
+    with opened(request, folder, watcher, cache_dir=cache_dir) as run:
+        tables = probing.probe_widths(run)
+        run.space = run.space.with_levels(staircase.paying_levels(run.space, tables, step=request.step))
+        folder.write_json(SPACE, asdict(run.space))
+        yield run, tables
+
+
+@contextmanager
+def opened(request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path) -> Iterator[Run]:
+    """A run whose uncut model is measured; which widths pay on the board was not looked at."""
     _look_up(request)
     torch.manual_seed(request.seed)
     # Made first, contacted later: a wrong name is said before anything is trained.
@@ -106,10 +116,7 @@ def prepared(
         run = _open(request, folder, watcher, task, loaded, device, benchmark)
         watcher.stage("trial 0: the uncut model")
         run.evaluate(run.space.uncut())
-        tables = probing.probe_widths(run)
-        run.space = run.space.with_levels(staircase.paying_levels(run.space, tables, step=request.step))
-        folder.write_json(SPACE, asdict(run.space))
-        yield run, tables
+        yield run
 
 
 def _look_up(request: Request) -> None:

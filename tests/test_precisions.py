@@ -20,7 +20,7 @@ from samples import a_measurement
 from rlprune_edge import precisions, rungs
 from rlprune_edge import request as requests
 from rlprune_edge.bundle.verify import inspect, verify
-from rlprune_edge.compress import prepared
+from rlprune_edge.compress import opened as open_run
 from rlprune_edge.errors import UserError
 from rlprune_edge.export import host, quantize
 from rlprune_edge.measurements import Interval
@@ -50,7 +50,7 @@ def _open(inside: contextlib.ExitStack, cache: Path, parent: Path, **words: Any)
     request = requests.make({"task": "own_task:Bars", "target_speedup": 1.3, **words})
     folder = RunFolder.create(parent / f"run{len(list(parent.iterdir()))}", request)
     inside.callback(folder.close)
-    return inside.enter_context(prepared(request, folder, Silent(), cache_dir=cache))[0]
+    return inside.enter_context(open_run(request, folder, Silent(), cache_dir=cache))
 
 
 def variant(name: str, speedup: tuple[float, float, float], metric: float = 90.0, rejected: str = "") -> Variant:

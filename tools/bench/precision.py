@@ -17,7 +17,7 @@ from rich.console import Console
 
 from rlprune_edge import deployment, precisions
 from rlprune_edge import request as requests
-from rlprune_edge.compress import prepared
+from rlprune_edge.compress import opened
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.places import cache_dir
 from rlprune_edge.precisions import FP32, Variant
@@ -30,7 +30,7 @@ def bench(words: Figures, mode: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder.create(Path(scratch) / "run", request)
         watcher = ConsoleWatcher(Console(stderr=True, highlight=False))
-        with watcher, prepared(request, folder, watcher, cache_dir=cache_dir()) as (run, _):
+        with watcher, opened(request, folder, watcher, cache_dir=cache_dir()) as run:
             quality = run.task.score(run.loaded.module, "validation")
             ready = deployment.deployed(run, run.loaded.module)
             fp32 = Variant(FP32, ready, run.loaded.module, quality, deployment.measured(run, ready, mode))
