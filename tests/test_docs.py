@@ -49,8 +49,8 @@ OTHERWISE = {
     "cifar10": shlex.split("--calibration-examples 64 --search-examples 100 --epochs 0 --no-prior --no-reconstruction"),
     "own_task:Bars": shlex.split("--budget 10"),
     # a reader's folder is a tiny network with random weights here
-    "imdb": shlex.split("--no-prior --max-length 24 --sequence-length 16"),
-    "librispeech": shlex.split("--no-prior --audio-seconds 1"),
+    "imdb": shlex.split("--no-prior --max-length 24 --sequence-length 16 --search-mode reward --budget 8"),
+    "librispeech": shlex.split("--no-prior --audio-seconds 1 --search-mode reward --budget 8"),
 }
 # A candidate that was trained for one epoch loses more than a finished one; what it may lose is not on trial here.
 LENIENT = ["--max-drop", "50"]
