@@ -74,6 +74,7 @@ def test_the_commands_of_the_page_on_boards_run_in_their_order(
             if done.exit_code != MISSED:
                 break
             shutil.rmtree(words[words.index("--out") + 1])
+            shutil.rmtree(host.cache / "measurements")
         assert done.exit_code == 0, (command, done.stdout, done.stderr, done.exception)
         said[name] = done.stdout
     assert "added 'pi4'" in said["device add"]
