@@ -1,7 +1,7 @@
 """Commands as processes of their own, in the folder of the examples.
 
 Importing torch takes longer than most of them have to do. So they are forked from a process that has imported what they
-need and has computed nothing; that a fresh interpreter finds the same way in is shown by test_cli_ends.py.
+need and has computed nothing. That a fresh interpreter comes as far is shown by one whole run in test_spine.py.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -170,9 +172,19 @@ def test_an_infeasible_target_is_said_with_the_nearest_candidates(cache: Path, t
 
 
 def test_json_prints_one_document_and_nothing_else(cache: Path, tmp_path: Path) -> None:
-    words = [*BARS, "--agent", "uniform", "--budget", "6", "--json", "--out", str(tmp_path / "run")]
-    code, out, err = meet(words, cache)
-    assert code == 0, err
+    # in an interpreter of its own, where nothing was imported before; without a target that it could miss
+    words = [*WEIGHTED, "--agent", "uniform", "--budget", "6", "--json", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "rlprune_edge", "compress", *words],
+        cwd=processes.EXAMPLES,
+        env={**os.environ, "RLPRUNE_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    out, err = done.stdout, done.stderr
+    assert done.returncode == 0, err
     report = json.loads(out)
     assert report["search"]["agent"] == "uniform"
     assert "run folder" in err
