@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from rlprune_edge import __version__, cli_bundle, cli_compare, cli_device, cli_init, cli_profile, errors
-from rlprune_edge.cli_ends import look_up, resumable
+from rlprune_edge.cli_ends import look_up, resumable, telling
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
 from rlprune_edge.places import cache_dir
@@ -303,9 +303,8 @@ def measure_command(
         given=_arrays(inputs) if inputs else None,
         tolerance=tolerance,
     )
-    answers = measuring.measure(
-        question, device, cache_dir=cache_dir(), tell=lambda text: typer.echo(f"- {text}", err=True)
-    )
+    with telling() as tell:
+        answers = measuring.measure(question, device, cache_dir=cache_dir(), tell=tell)
     if as_json:
         typer.echo(json.dumps(measuring.as_json(answers)))
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlprune_edge import errors
+from rlprune_edge.cli_ends import telling
 from rlprune_edge.errors import UserError
 from rlprune_edge.places import cache_dir
 
@@ -23,10 +24,6 @@ Trust = Annotated[
     list[Path] | None, typer.Option(help="A public key: the bundle must be signed by its owner. May be repeated.")
 ]
 To = Annotated[str | None, typer.Option(help="Another folder on the board for bundles. [default: ~/rlprune-bundles]")]
-
-
-def _tell(text: str) -> None:
-    typer.echo(f"- {text}", err=True)
 
 
 def signer_of(key: str | None) -> Signer | None:
@@ -68,7 +65,8 @@ def verify(
         return
     from rlprune_edge import prove
 
-    proof = prove.prove(bundle_dir, device, mode=mode, cache_dir=cache_dir(), tell=_tell)
+    with telling() as tell:
+        proof = prove.prove(bundle_dir, device, mode=mode, cache_dir=cache_dir(), tell=tell)
     for line in prove.lines(proof, device):
         typer.echo(line)
     if proof.word == "slower":
@@ -132,7 +130,8 @@ def push(
     """
     from rlprune_edge import shelve
 
-    done = shelve.push(bundle_dir, board, name=name, to=to, trust=trust or (), cache_dir=cache_dir(), tell=_tell)
+    with telling() as tell:
+        done = shelve.push(bundle_dir, board, name=name, to=to, trust=trust or (), cache_dir=cache_dir(), tell=tell)
     if done.tried is None:
         typer.echo("its files are as sent; it was not run there, since the board has no agent (device setup)")
     else:

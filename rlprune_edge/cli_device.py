@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlprune_edge import errors
+from rlprune_edge.cli_ends import telling
 from rlprune_edge.errors import DeviceError, UserError
 from rlprune_edge.places import cache_dir
 
@@ -23,10 +24,6 @@ Name = Annotated[str, typer.Argument(help="The board's name, as given to `device
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _OWN_KEY = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub, typed there"
-
-
-def _tell(text: str) -> None:
-    typer.echo(f"- {text}", err=True)
 
 
 def _table(*titles: str) -> Table:
@@ -193,13 +190,13 @@ def set_up(
     if home is not None and not home.startswith("/"):
         raise UserError(f"--home wants the whole path of a folder on the board, not '{home}'")
     wanted = setup.Wanted(system=system, offline=offline, renew=renew, home=home or board.home)
-    with ssh_board.connect(board) as session:
+    with telling() as tell, ssh_board.connect(board) as session:
         done = setup.setup(
             session,
             load_profile(board.profile),
             wanted,
             cache_dir=cache_dir(),
-            tell=_tell,
+            tell=tell,
             check_free=lambda: _check_free(name),
         )
     if home is not None:
@@ -260,12 +257,13 @@ def calibrate(
     before = board.model_copy(
         update={"calibration": None}
     )  # what it once was must not keep it from being found out anew
-    found = calibration.calibrate(
-        lambda threads: Board(name, before, profile, cache_dir=cache_dir(), threads=threads),
-        cache_dir(),
-        mode=mode,
-        tell=_tell,
-    )
+    with telling() as tell:
+        found = calibration.calibrate(
+            lambda threads: Board(name, before, profile, cache_dir=cache_dir(), threads=threads),
+            cache_dir(),
+            mode=mode,
+            tell=tell,
+        )
     boards.save(name, board.model_copy(update={"calibration": found}))
     typer.echo(
         f"'{name}': {threads_in_words(found.threads)}, golden model {found.golden_ms:.2f} ms, "
@@ -310,8 +308,8 @@ def remove(
     if not local_only:
         _check_free(name)
         try:
-            with ssh_board.connect(board) as session:
-                setup.remove(session, tell=_tell)
+            with telling() as tell, ssh_board.connect(board) as session:
+                setup.remove(session, tell=tell)
         except DeviceError as error:
             hint = f"To forget it here only: rlprune-edge device remove {name} --local-only"
             raise DeviceError(error.kind, f"{error}\n{hint}") from None

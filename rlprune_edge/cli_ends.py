@@ -1,8 +1,8 @@
-"""How long commands begin and end when they do not end well: what is kept, and what to type next."""
+"""What long commands share: how they begin, speak, and end when they do not end well."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rlprune_edge.device.boards import check_device
 from rlprune_edge.errors import EXIT_INTERRUPTED, DeviceError, UserError
+from rlprune_edge.pulse import FIRST_SECONDS, Pulse, still
 from rlprune_edge.tasks.catalog import check_task
 
 if TYPE_CHECKING:
@@ -22,6 +23,22 @@ def look_up(request: Request) -> None:
     """Raises UserError for a task or a device that there is not, before torch is imported: that takes seconds."""
     check_task(request.task)
     check_device(request.device)
+
+
+@contextmanager
+def telling(*, first_seconds: float = FIRST_SECONDS) -> Iterator[Callable[[str], None]]:
+    """Gives the `tell` of a command whose answer alone is for stdout: lines on stderr, and a word in long silences."""
+
+    def beat(seconds: float) -> None:
+        typer.echo(f"  {still(seconds)}", err=True)
+
+    with Pulse(beat, first_seconds=first_seconds) as pulse:
+
+        def tell(text: str) -> None:
+            pulse.told()
+            typer.echo(f"- {text}", err=True)
+
+        yield tell
 
 
 @contextmanager

@@ -12,18 +12,23 @@ from rich.console import Console
 from rich.live import Live
 
 from rlprune_edge.live import LiveView
+from rlprune_edge.progress import duration
+from rlprune_edge.pulse import FIRST_SECONDS, Pulse, still
 from rlprune_edge.records import Trial
 
 
 class ConsoleWatcher:
     """A `progress.Watcher` that prints; on a terminal the newest line of a long stage and the front stay at its foot.
 
+    Elsewhere a line says now and then that it is still at it, `pulse_seconds` after the last one for the first time.
+
     While it is entered it also remembers Ctrl-C: a KeyboardInterrupt that falls into a callback or a finaliser of some
     library is lost there, and then the next thing there is to tell raises it again.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, pulse_seconds: float = FIRST_SECONDS) -> None:
         self._console = console
+        self._pulse = Pulse(self._still, first_seconds=pulse_seconds)
         self._view = LiveView()
         self._foot: Live | None = None
         self._stage_began = time.perf_counter()
@@ -40,6 +45,8 @@ class ConsoleWatcher:
         if self._console.is_terminal:
             self._foot = Live(self._view, console=self._console, refresh_per_second=8, transient=True)
             self._foot.start()
+        else:
+            self._pulse.__enter__()
         return self
 
     def __exit__(
@@ -49,6 +56,8 @@ class ConsoleWatcher:
             signal.signal(signal.SIGINT, self._handler_before)
         if self._foot:
             self._foot.stop()
+        else:
+            self._pulse.__exit__(kind, value, trace)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self._interrupted = True
@@ -58,25 +67,32 @@ class ConsoleWatcher:
         if self._interrupted:
             raise KeyboardInterrupt
 
+    def _still(self, seconds: float) -> None:
+        self._console.print(f"  {still(seconds)}", style="dim", soft_wrap=True)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._pulse.told()
+        self._console.print(text, style=style, soft_wrap=True)
+
     def stage(self, text: str) -> None:
         """A new stage of the run begins."""
         self._heed()
         self._stage_began = time.perf_counter()
         self._fresh = 0
-        self._console.print(f"- {text}", style="bold", soft_wrap=True)
+        self._print(f"- {text}", style="bold")
         self._view.say(text)
 
     def note(self, text: str) -> None:
         """Something a reader should know about the stage."""
         self._heed()
-        self._console.print(f"  {text}", soft_wrap=True)
+        self._print(f"  {text}")
 
     def step(self, text: str, done: int, total: int) -> None:
         """Progress inside a stage, such as an epoch of training."""
         self._heed()
         left = (time.perf_counter() - self._stage_began) / max(1, done) * (total - done)
-        line = f"{text} ({done}/{total}" + (f", {_duration(left)} left)" if done < total else ")")
-        self._view.say(line) if self._foot and done < total else self._console.print(f"  {line}", soft_wrap=True)
+        line = f"{text} ({done}/{total}" + (f", {duration(left)} left)" if done < total else ")")
+        self._view.say(line) if self._foot and done < total else self._print(f"  {line}")
 
     def trial(self, trial: Trial, *, best: Trial | None, spent: int, budget: int) -> None:
         """A candidate was evaluated."""
@@ -88,12 +104,12 @@ class ConsoleWatcher:
             found += f"  best {_speed(best)} quality {best.score.quality:.3f}"
         if self._fresh > 1 and spent < budget:
             each = (time.perf_counter() - self._fresh_began) / (self._fresh - 1)
-            found += f"  {_duration(each * (budget - spent))} left"
+            found += f"  {duration(each * (budget - spent))} left"
         self._view.add(trial)
         if self._foot and best is not trial and trial.number:
             self._view.say(found)
         else:
-            self._console.print(f"  {found}", soft_wrap=True)
+            self._print(f"  {found}")
         self._heed()
 
 
@@ -109,8 +125,3 @@ def _speed(trial: Trial) -> str:
     if m is None:
         return "-"
     return f"{m.speedup.value:.2f}x" if m.speedup else f"{m.latency_ms.value:.3f} ms"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

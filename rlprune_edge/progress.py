@@ -38,3 +38,9 @@ class Silent:
 def threads_in_words(threads: int) -> str:
     """As a person reads it."""
     return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def duration(seconds: float) -> str:
+    """As a person reads it: whole seconds, and minutes where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
