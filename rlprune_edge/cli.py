@@ -125,7 +125,7 @@ def compress(
     ] = None,
     neighbours: Annotated[
         bool | None,
-        typer.Option("--neighbours/--no-neighbours", help="Plans next to the best are tried, too. [default: on]"),
+        typer.Option("--neighbours/--no-neighbours", help="Plans next to the best are tried, too. [default: off]"),
     ] = None,
     masks: Annotated[
         bool | None,

@@ -36,7 +36,8 @@ def compare(
     agents: Annotated[
         str | None,
         typer.Option(
-            help="Searchers, with commas between them; ppo:no-surrogate+no-masks is PPO without these. With --resume "
+            help="Searchers, with commas between them; ppo:no-surrogate+neighbours is PPO without the one and with the "
+            "other. With --resume "
             f"they join those that are there. [default: {','.join(AGENTS)}]"
         ),
     ] = None,

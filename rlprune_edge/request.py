@@ -73,7 +73,7 @@ class Request(BaseModel):
     """plans of a latency knapsack are tried first and shown to `ppo`"""
     surrogate: bool = True
     """`ppo` practises on predictions; without, every episode is evaluated"""
-    neighbours: bool = True
+    neighbours: bool = False
     """plans next to the best ones are proposed beside `ppo`'s own"""
     masks: bool = True
     """impossible actions are hidden from `ppo`; without, they cost it a step"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ AGENTS: dict[str, Agent] = {
 
 @dataclass(frozen=True)
 class Entrant:
-    """A searcher with what it is to do without."""
+    """A searcher with what it is helped by."""
 
     agent: str
     prior: bool
@@ -56,19 +56,23 @@ class Entrant:
 
 
 def entrant(text: str) -> Entrant:
-    """`ppo`, or `ppo:no-surrogate+no-masks` for PPO without some of its parts. Raises UserError for anything else."""
-    agent, _, left_out = text.partition(":")
+    """`ppo`, or `ppo:no-surrogate+neighbours` for PPO without one part that it has, and with one that it has not.
+
+    Raises UserError for anything else.
+    """
+    agent, _, words = text.partition(":")
     if agent not in AGENTS:
         raise UserError(f"There is no agent called {agent!r}. Known are: {', '.join(AGENTS)}.")
-    named = [word.removeprefix("no-") for word in left_out.split("+") if word]
+    wanted = {word.removeprefix("no-"): not word.startswith("no-") for word in words.split("+") if word}
     parts = [field.name for field in fields(Parts)]
-    for name in named:
+    for name in wanted:
         if agent != "ppo" or name not in ("prior", *parts):
             raise UserError(
-                f"{text!r} is not understood: only ppo can do without a part, and its parts are prior, "
-                f"{', '.join(parts)}. Write for instance ppo:no-surrogate+no-masks."
+                f"{text!r} is not understood: only ppo has parts, and they are prior, {', '.join(parts)}. "
+                "Write for instance ppo:no-surrogate+no-masks, or ppo:neighbours."
             )
-    return Entrant(agent, "prior" not in named, Parts(**{name: name not in named for name in parts}))
+    prior = wanted.pop("prior", True)
+    return Entrant(agent, prior, replace(Parts(), **wanted))
 
 
 def informed(agent: str, *, prior: bool, target: Target) -> bool:

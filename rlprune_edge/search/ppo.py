@@ -54,7 +54,7 @@ class PpoSettings:
     normalise_reward: bool = True
 
 
-LITERAL = Parts(demonstrations=False, surrogate=False, neighbours=False)
+LITERAL = Parts(demonstrations=False, surrogate=False)
 """every episode is evaluated for real and nothing else teaches the policy"""
 
 

@@ -1,9 +1,9 @@
 """PPO that imagines: rounds of practice on surrogates, then the most promising plans are evaluated for real.
 
 Knapsack plans are evaluated first and shown to the policy. Each round fits the surrogates to all real trials, lets PPO
-practise on them, and evaluates the best of what it came to, of the neighbours of the best plans, and a few random ones,
-in case the surrogates are wrong together. The result cannot be worse than the knapsack's plan, which is the first to be
-evaluated.
+practise on them, and evaluates the best of what it came to (with `parts.neighbours` also of plans next to the best),
+new knapsack plans, and a few random ones in case the surrogates are wrong together. The result cannot be worse than the
+knapsack's plan, which is the first to be evaluated.
 """
 
 from __future__ import annotations

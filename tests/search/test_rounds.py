@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sb3_contrib import MaskablePPO
 
 from rlprune_edge.errors import UserError
 from rlprune_edge.records import Target
-from rlprune_edge.search.agents import AGENTS, entrant, search
+from rlprune_edge.search.agents import AGENTS, Entrant, entrant, search
 from rlprune_edge.search.imagination import Imagination
 from rlprune_edge.search.imitation import imitate, lesson
 from rlprune_edge.search.knapsack import Knapsack
@@ -61,18 +62,25 @@ def test_it_is_never_worse_than_the_knapsack_plan_it_starts_from() -> None:
 
 
 @pytest.mark.parametrize("part", ["demonstrations", "surrogate", "neighbours", "masks"])
-def test_every_part_can_be_left_out(part: str) -> None:
+def test_every_part_is_a_switch(part: str) -> None:
     planted = Planted()
-    without = entrant(f"ppo:no-{part}")
-    assert without.parts == Parts(**{part: False})
-    env = planted.env(TWICE, 30, sensitivity=planted.sensitivity(), masks=without.parts.masks)
-    end = search("ppo", env, seed=0, budget=30, parts=without.parts)
+    usual: bool = getattr(Parts(), part)
+    other_way = entrant(f"ppo:no-{part}" if usual else f"ppo:{part}")
+    assert other_way.parts == replace(Parts(), **{part: not usual})
+    env = planted.env(TWICE, 30, sensitivity=planted.sensitivity(), masks=other_way.parts.masks)
+    end = search("ppo", env, seed=0, budget=30, parts=other_way.parts)
     assert len(end.trials) == 30
     other = search("ppo", planted.env(TWICE, 30, sensitivity=planted.sensitivity()), seed=0, budget=30)
     assert [t.plan.key for t in end.trials] != [t.plan.key for t in other.trials]
 
 
-@pytest.mark.parametrize("text", ["sac", "ppo:no-brain", "gp:no-masks", "ppo:masks-no"])
+def test_an_entrant_is_named_by_what_it_has_and_has_not() -> None:
+    assert entrant("ppo") == Entrant("ppo", prior=True, parts=Parts())
+    named = entrant("ppo:no-prior+no-surrogate+neighbours")
+    assert named == Entrant("ppo", prior=False, parts=Parts(surrogate=False, neighbours=True))
+
+
+@pytest.mark.parametrize("text", ["sac", "ppo:no-brain", "gp:no-masks", "ppo:masks-no", "knapsack:neighbours"])
 def test_an_entrant_that_is_not_understood_is_answered_with_what_is(text: str) -> None:
     with pytest.raises(UserError, match=r"Known are|Write for instance"):
         entrant(text)
