@@ -129,7 +129,7 @@ def compress(
     ] = None,
     masks: Annotated[
         bool | None,
-        typer.Option("--masks/--no-masks", help="Impossible actions are hidden from PPO. [default: on]"),
+        typer.Option("--masks/--no-masks", help="Impossible actions are hidden from PPO. [default: off]"),
     ] = None,
     warm_start: Annotated[
         Path | None, typer.Option(help="A former run's folder: begin with its policy and what it found.")

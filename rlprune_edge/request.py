@@ -75,7 +75,7 @@ class Request(BaseModel):
     """`ppo` practises on predictions; without, every episode is evaluated"""
     neighbours: bool = False
     """plans next to the best ones are proposed beside `ppo`'s own"""
-    masks: bool = True
+    masks: bool = False
     """impossible actions are hidden from `ppo`; without, they cost it a step"""
     profile: str | None = None
     """a board's latency table for this model, as `rlprune-edge profile` wrote it"""

@@ -118,7 +118,7 @@ def test_kill_9_then_resume_comes_to_the_same_searches(cache: Path, tmp_path: Pa
     [
         (["--agents", "ppo,sac"], "no agent called 'sac'"),
         (["--agents", "ppo,ppo"], "each once"),
-        (["--agents", "gp:no-masks"], "only ppo can do without a part"),
+        (["--agents", "gp:no-masks"], "only ppo has parts"),
         (["--agents", "gp,tpe", "--finish", "gp,sac"], "--finish sac: not among the agents gp, tpe"),
         (["--resume", "nowhere"], "holds no run"),
         (["--render", "nowhere"], "nowhere"),

@@ -69,7 +69,7 @@ def entrant(text: str) -> Entrant:
         if agent != "ppo" or name not in ("prior", *parts):
             raise UserError(
                 f"{text!r} is not understood: only ppo has parts, and they are prior, {', '.join(parts)}. "
-                "Write for instance ppo:no-surrogate+no-masks, or ppo:neighbours."
+                "Write for instance ppo:no-surrogate, or ppo:neighbours+masks."
             )
     prior = wanted.pop("prior", True)
     return Entrant(agent, prior, replace(Parts(), **wanted))

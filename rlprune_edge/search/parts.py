@@ -15,4 +15,4 @@ class Parts:
     demonstrations: bool = True
     surrogate: bool = True
     neighbours: bool = False
-    masks: bool = True
+    masks: bool = False

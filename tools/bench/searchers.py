@@ -25,7 +25,7 @@ from rlprune_edge.search.agents import Entrant
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "search"))
 from planted import Planted
 
-AGENTS = "ppo,ppo:no-prior,ppo:no-demonstrations,ppo:no-surrogate,ppo:neighbours,ppo:no-masks,knapsack,gp,random"
+AGENTS = "ppo,ppo:no-prior,ppo:no-demonstrations,ppo:no-surrogate,ppo:neighbours,ppo:masks,knapsack,gp,random"
 PROBED = 0.4
 """share of the budget that single cuts may take, as in `compare`"""
 
