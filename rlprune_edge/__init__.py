@@ -6,8 +6,8 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # PyTorch's OpenMP reads it when torch is imported. Its threads wait spinning; where they have to share cores with other
-# work, that is time taken from each other: on two cores one busy neighbour made training 24 times slower. Fewer turns
-# cost nothing on a quiet machine (tools/bench/beside_work.py). Who has chosen how they wait is heeded.
+# work, that is time taken from each other: on two cores one busy neighbour made a training step 56 times slower. Fewer
+# turns cost nothing on a quiet machine (tools/bench/beside_work.py). Who has chosen how they wait is heeded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

@@ -3,8 +3,9 @@
     .venv/bin/python tools/bench/beside_work.py
 
 40 convolutions of 32 channels on 32 images of 16 x 16 pixels: many small kernels, each of which ends with all threads
-waiting for the slowest, as the networks of a search have them. Every way is a process of its own, the ways take turns,
-and the busy neighbour is a loop in Python. `ours` is what the product sets where the user has chosen nothing.
+waiting for the slowest, as the networks of a search have them. Every way is a process of its own; the ways take turns.
+The busy neighbour is a loop in Python in a session of its own, as another terminal's work is: Linux then shares the
+processors between sessions and not between threads. `ours` is what the product sets where the user has chosen nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from typing import Any
 
 WAYS: dict[str, dict[str, str]] = {
-    "as OpenMP comes": {"GOMP_SPINCOUNT": "300000"},
+    "as OpenMP comes": {"GOMP_SPINCOUNT": "300000"},  # its own default
     "ours": {},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
@@ -59,7 +60,7 @@ def main() -> int:
         for beside in (False, True):
             neighbour: subprocess.Popen[Any] | None = None
             if beside:
-                neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
             try:
                 for way, choice in WAYS.items():
                     found.setdefault((way, beside), []).append(step_seconds(choice))
