@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlprune_edge import deployment, finalists, probing
+from rlprune_edge import deployment, finalists, probing, second_look
 from rlprune_edge.comparison import (
     FINISHED,
     NAME,
@@ -103,11 +103,11 @@ def _finish(run: Run, search: Search) -> None:
         return
     run.watcher.stage(f"{search.agent}, seed {search.seed}: its best plan, fine-tuned")
     keys = {step.key for step in search.steps}
-    best = finalists.verified(run, [t for t in run.trials if t.plan.key in keys], most=1)
-    if not best:
+    looked = second_look.verified(run, [t for t in run.trials if t.plan.key in keys], most=run.request.finalists)
+    trial = next((found.trial for found in second_look.settled(run, looked.finalists) if found.met), None)
+    if trial is None:
         run.watcher.note("it has found nothing that meets the target when it is measured once more")
         return
-    trial = best[0]
     like = next((f for f in known if f.plan_key == trial.plan.key), None)
     append_finished(
         path,
@@ -121,7 +121,9 @@ def _finished(run: Run, search: Search, trial: Trial) -> Finished:
     assert measured.speedup is not None
     before, after = (run.task.score(network, "test").metric for network in (run.loaded.module, module))
     drop = run.task.metric.drop(before, after)
-    run.watcher.note(f"{finalists.reached(measured)}; test split: {before:.2f} -> {after:.2f}, {drop:.2f} points lost")
+    run.watcher.note(
+        f"{second_look.reached(measured)}; test split: {before:.2f} -> {after:.2f}, {drop:.2f} points lost"
+    )
     return Finished(
         agent=search.agent,
         seed=search.seed,

@@ -23,6 +23,7 @@ SPINE = {
             "ladder",
             "recipes",
             "finalists",
+            "second_look",
             "deliver",
             "measure",
             "compare",

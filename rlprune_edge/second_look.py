@@ -1,0 +1,192 @@
+"""The spine, part 3c: is a finalist as fast as the search has seen it? Asked before any training is spent on it.
+
+Of many noisy figures a search picks the lucky ones. Fine-tuning changes weights alone, and the time hardly depends on
+these: what an untrained finalist takes is what the trained one will take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlprune_edge import deployment
+from rlprune_edge.errors import CandidateError
+from rlprune_edge.measurements import Measurement
+from rlprune_edge.records import Target, Trial
+from rlprune_edge.run import Run
+
+VERIFIED, SETTLED = "verified.json", "settled.json"
+QUICK = "reward"
+THOROUGH = {"verify": "verify", "report": "verify"}
+"""how a finalist is measured before its training, by how the winner will be; elsewhere the quick look will do"""
+WEIGHTS_MATTER = 0.03
+"""a candidate timed with made-up weights whose speed-up differs by more with its own is spoken of"""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a quick second look at the best trials has left of them."""
+
+    finalists: list[Trial]
+    missed: dict[str, float | None]
+    """those that failed or were too slow, by plan key: their speed-up as a share of the one that the search had seen"""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a finalist was found to be before its training, measured as thoroughly as the winner will be."""
+
+    trial: Trial
+    met: bool
+    firm: bool
+    share: float | None
+    """of the speed-up that the search had seen; `None` where the finalist was not measured"""
+
+
+def meets(measurement: Measurement, target: Target, *, firmly: bool = False) -> bool:
+    """Whether a measurement meets the target on every board; `firmly`: also at the unfavourable end of its interval."""
+    if not all(meets(other, target, firmly=firmly) for other in measurement.others):
+        return False
+    if firmly and "few_blocks" in measurement.flags:  # its ends are those of a range
+        return False
+    speedup, latency = measurement.speedup, measurement.latency_ms
+    if target.speedup is not None and (speedup is None or (speedup.low if firmly else speedup.value) < target.speedup):
+        return False
+    if target.latency_ms is not None and (latency.high if firmly else latency.value) > target.latency_ms:
+        return False
+    return target.memory_mb is None or (measurement.memory_mb is not None and measurement.memory_mb <= target.memory_mb)
+
+
+def with_margin(trial: Trial, target: Target, shrunk: float) -> bool:
+    """Whether a trial would meet the target if it lost its speed-up down to this share of it."""
+    measured = trial.measurement
+    if measured is None or measured.speedup is None:
+        return True
+    if target.speedup is not None and measured.speedup.value * shrunk < target.speedup:
+        return False
+    return target.latency_ms is None or measured.latency_ms.value <= target.latency_ms * shrunk
+
+
+def share_of_seen(trial: Trial, measurement: Measurement, *, gain: float = 1.0) -> float | None:
+    """A later speed-up of a trial as a share of the one that the search had seen, times what fewer bits promised."""
+    seen = trial.measurement.speedup if trial.measurement else None
+    return measurement.speedup.value / (seen.value * gain) if seen and measurement.speedup else None
+
+
+def verified(run: Run, trials: Sequence[Trial], *, most: int) -> Verified:
+    """The best trials that meet the target when they are timed quickly once more, with their real weights."""
+    ranked = sorted(
+        (t for t in trials if t.failure is None and t.score.feasible),
+        key=lambda t: -t.score.reward,
+    )
+    kept = run.rung.named(VERIFIED)
+    known: dict[str, dict[str, Any]] = run.folder.read_json(kept) or {}
+    firm: list[Trial] = []
+    borderline: list[Trial] = []
+    missed: dict[str, float | None] = {}
+    for trial in ranked[: 2 * most + 2]:
+        if len(firm) == most:
+            break
+        if trial.plan.key not in known:
+            try:
+                candidate = run.make_candidate(trial.plan, {})
+                artifact, outputs = run.export(candidate.module, run.folder.scratch("finalist.onnx"), {})
+                measurement = run.measure(artifact, outputs, QUICK)
+            except CandidateError as error:
+                run.watcher.note(f"finalist {trial.plan.key}: {error}")
+                missed[trial.plan.key] = None
+                continue
+            run.watcher.note(f"finalist {trial.plan.key}: {reached(measurement)}")
+            known[trial.plan.key] = {
+                "met": meets(measurement, run.rung.target),
+                "firm": meets(measurement, run.rung.target, firmly=True),
+                "share": share_of_seen(trial, measurement),
+                "doubt": _weights_matter(trial, measurement),
+            }
+            run.folder.write_json(kept, known)
+        if doubt := known[trial.plan.key].get("doubt"):
+            tell(run, doubt)
+        if known[trial.plan.key]["firm"]:
+            firm.append(trial)
+        elif known[trial.plan.key]["met"]:
+            borderline.append(trial)
+        else:
+            missed[trial.plan.key] = known[trial.plan.key].get("share")
+    return Verified((firm + borderline)[:most], missed)
+
+
+def settled(run: Run, trials: Sequence[Trial]) -> Iterator[Settled]:
+    """The finalists, each measured as it would be handed over when its turn comes: those that met are to be trained.
+
+    Those that met the target firmly and those that missed it come in the order of the trials, what is in between at
+    the end: its final measurement may go either way. Kept in the run's folder, since a resumed run has to train what
+    it has begun to.
+    """
+    between: list[Settled] = []
+    for place, trial in enumerate(trials, start=1):
+        found = _settled(run, trial, place, len(trials))
+        if found.met and not found.firm:
+            between.append(found)
+        else:
+            yield found
+    yield from between
+
+
+def _settled(run: Run, trial: Trial, place: int, of: int) -> Settled:
+    mode = THOROUGH.get(run.rung.final_mode)
+    if mode is None:
+        return Settled(trial, met=True, firm=True, share=None)
+    kept, key = run.rung.named(SETTLED), trial.plan.key
+    known: dict[str, dict[str, Any]] = run.folder.read_json(kept) or {}
+    if key not in known:
+        run.watcher.stage(f"finalist {place} of {of}, measured as it would be handed over, before it is trained")
+        try:
+            ready = deployment.deployed(run, run.make_candidate(trial.plan, {}).module)
+            measurement = deployment.measured(run, ready, mode)
+        except CandidateError as error:
+            tell(run, f"finalist {key} failed before its fine-tuning: {error}")
+            return Settled(trial, met=False, firm=False, share=None)
+        known[key] = {
+            "met": meets(measurement, run.rung.target),
+            "firm": meets(measurement, run.rung.target, firmly=True),
+            "share": share_of_seen(trial, measurement),
+            "said": reached(measurement),
+        }
+        run.folder.write_json(kept, known)
+        run.watcher.note(f"finalist {key}: {known[key]['said']}")
+    found = Settled(trial, known[key]["met"], known[key]["firm"], known[key]["share"])
+    if not found.met:
+        tell(run, f"finalist {key} was {known[key]['said']}, which misses the target, and was not trained")
+    return found
+
+
+def _weights_matter(trial: Trial, own: Measurement) -> str | None:
+    """A note where a candidate is not as fast with its own weights as it was with made-up ones."""
+    made_up = trial.measurement
+    if made_up is None or made_up.options.get("weights") != "made up" or not made_up.speedup or not own.speedup:
+        return None
+    ratio = own.speedup.value / made_up.speedup.value
+    if abs(ratio - 1) <= WEIGHTS_MATTER:
+        return None
+    return (
+        f"finalist {trial.plan.key} is {own.speedup.value:.2f}x faster with its own weights and was "
+        f"{made_up.speedup.value:.2f}x with made-up ones; its own count"
+    )
+
+
+def tell(run: Run, text: str) -> None:
+    """Say something of a finalist, now and at the end of the run; once, though a later round comes to it again."""
+    if text not in run.notes:
+        run.notes.append(text)
+        run.watcher.note(text)
+
+
+def reached(measurement: Measurement) -> str:
+    """How fast a network was found to be, in words."""
+    latency = f"{measurement.latency_ms.value:.3f} ms"
+    if measurement.speedup is None:
+        return latency
+    s = measurement.speedup
+    word = "faster" if s.value >= 1 else "as fast"
+    return f"{s.value:.2f}x {word} ({s.low:.2f} to {s.high:.2f}), {latency}"
