@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from statistics import mean
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,6 +16,9 @@ from rlprune_edge.live import LiveView
 from rlprune_edge.progress import duration
 from rlprune_edge.pulse import FIRST_SECONDS, Pulse, still
 from rlprune_edge.records import Trial
+
+_LEAST_SHARE = 0.5
+"""of a trial's own seconds: half of it may have been done while the device timed the one before"""
 
 
 class ConsoleWatcher:
@@ -32,8 +36,9 @@ class ConsoleWatcher:
         self._view = LiveView()
         self._foot: Live | None = None
         self._stage_began = time.perf_counter()
-        self._fresh = 0
-        self._fresh_began = 0.0
+        self._trial_came: float | None = None
+        self._paces: list[float] = []
+        """seconds from one trial to the next, of those that were not known before"""
         self._interrupted = False
         self._handler_before: Any = None
 
@@ -78,7 +83,7 @@ class ConsoleWatcher:
         """A new stage of the run begins."""
         self._heed()
         self._stage_began = time.perf_counter()
-        self._fresh = 0
+        self._trial_came, self._paces = None, []
         self._print(f"- {text}", style="bold")
         self._view.say(text)
 
@@ -96,21 +101,25 @@ class ConsoleWatcher:
 
     def trial(self, trial: Trial, *, best: Trial | None, spent: int, budget: int) -> None:
         """A candidate was evaluated."""
-        if self._fresh == 0:
-            self._fresh_began = time.perf_counter()
-        self._fresh += 1
+        self._pace(trial)
         found = f"trial {spent}/{budget}  {_outcome(trial)}"
         if best is not None:
             found += f"  best {_speed(best)} quality {best.score.quality:.3f}"
-        if self._fresh > 1 and spent < budget:
-            each = (time.perf_counter() - self._fresh_began) / (self._fresh - 1)
-            found += f"  {duration(each * (budget - spent))} left"
+        if self._paces and spent < budget:
+            found += f"  {duration(mean(self._paces) * (budget - spent))} left"
         self._view.add(trial)
         if self._foot and best is not trial and trial.number:
             self._view.say(found)
         else:
             self._print(f"  {found}")
         self._heed()
+
+    def _pace(self, trial: Trial) -> None:
+        """Note how long a trial took, unless it came much sooner than it can have: out of the journal, when resumed."""
+        now, before = time.perf_counter(), self._trial_came
+        self._trial_came = now
+        if before is not None and now - before >= _LEAST_SHARE * sum(trial.seconds.values()):
+            self._paces.append(now - before)
 
 
 def _outcome(trial: Trial) -> str:

@@ -1,14 +1,19 @@
-"""Ctrl-C while a run goes on: heeded even if a library loses the interrupt on its way."""
+"""What a run tells on a console, and Ctrl-C meanwhile: heeded even if a library loses the interrupt on its way."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 import signal
+import time
 
 import pytest
 from rich.console import Console
+from samples import a_trial
 
 from rlprune_edge.console import ConsoleWatcher
+from rlprune_edge.records import Plan
 
 
 def test_an_interrupt_that_was_lost_is_raised_when_there_is_something_to_tell() -> None:
@@ -20,3 +25,20 @@ def test_an_interrupt_that_was_lost_is_raised_when_there_is_something_to_tell() 
         with pytest.raises(KeyboardInterrupt):
             watcher.step("an epoch", 1, 2)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_comes_back_out_of_a_journal_does_not_count_as_the_usual_pace() -> None:
+    text = io.StringIO()
+    trials = [a_trial(n, Plan({"a": 8}, ()), seconds={"cut": 0.01, "measure": 0.03}) for n in range(1, 30)]
+    with ConsoleWatcher(Console(file=text, width=200)) as watcher:
+        watcher.stage("a search, resumed")
+        for number, trial in enumerate(trials[:20], start=1):
+            watcher.trial(trial, best=None, spent=number, budget=1000)
+        known = text.getvalue()
+        for number, trial in enumerate(trials[20:], start=21):
+            time.sleep(0.03)  # half of it was done beside the one before
+            watcher.trial(trial, best=None, spent=number, budget=1000)
+    assert "left" not in known
+    last = re.findall(r"trial 29/1000 .* (?:(\d+) min )?(\d+) s left", text.getvalue())
+    minutes, seconds = last[-1]
+    assert 60 * int(minutes or 0) + int(seconds) >= 0.03 * (1000 - 29) - 1
