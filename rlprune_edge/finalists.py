@@ -112,7 +112,7 @@ def _judged(
         assert measurement is not None
         shares[key] = share_of_seen(trial, measurement, gain=run.precision_gain)
         if not meets(measurement, target):
-            tell(run, f"finalist {key} was {reached(measurement)} in its final measurement and missed the target")
+            tell(run, f"finalist {key} was {reached(measurement, target)}, in its final measurement")
             continue
         winner = Winner(
             trial, module, best.quality, reference, best.ready, measurement, best.scored, tuple(tried), best.name
