@@ -166,7 +166,8 @@ def _settled(run: Run, trial: Trial, place: int, of: int) -> Settled:
             "said": reached(measurement, run.rung.target),
         }
         run.folder.write_json(kept, known)
-        run.watcher.note(f"finalist {key}: {known[key]['said']}")
+        if known[key]["met"]:
+            run.watcher.note(f"finalist {key}: {known[key]['said']}")
     found = Settled(trial, known[key]["met"], known[key]["firm"], known[key]["share"])
     if not found.met:
         tell(run, f"finalist {key} was {known[key]['said']}, and was not trained")
