@@ -36,6 +36,8 @@ class ConsoleWatcher:
         self._view = LiveView()
         self._foot: Live | None = None
         self._stage_began = time.perf_counter()
+        self._first_step: tuple[float, int] | None = None
+        """when this stage's steps began to be counted, and at which"""
         self._trial_came: float | None = None
         self._paces: list[float] = []
         """seconds from one trial to the next, of those that were not known before"""
@@ -83,7 +85,7 @@ class ConsoleWatcher:
         """A new stage of the run begins."""
         self._heed()
         self._stage_began = time.perf_counter()
-        self._trial_came, self._paces = None, []
+        self._first_step, self._trial_came, self._paces = None, None, []
         self._print(f"- {text}", style="bold")
         self._view.say(text)
 
@@ -95,8 +97,9 @@ class ConsoleWatcher:
     def step(self, text: str, done: int, total: int) -> None:
         """Progress inside a stage, such as an epoch of training."""
         self._heed()
-        left = (time.perf_counter() - self._stage_began) / max(1, done) * (total - done)
-        line = f"{text} ({done}/{total}" + (f", {duration(left)} left)" if done < total else ")")
+        each = self._step_seconds(done)
+        line = f"{text} ({done}/{total}"
+        line += f", {duration(each * (total - done))} left)" if each is not None and done < total else ")"
         self._view.say(line) if self._foot and done < total else self._print(f"  {line}")
 
     def trial(self, trial: Trial, *, best: Trial | None, spent: int, budget: int) -> None:
@@ -113,6 +116,16 @@ class ConsoleWatcher:
         else:
             self._print(f"  {found}")
         self._heed()
+
+    def _step_seconds(self, done: int) -> float | None:
+        """What a step takes in this stage. Where the first one told of is not step 1, those before it may have been
+        done long ago, in a run that was resumed: `None` until the next one shows it.
+        """
+        now = time.perf_counter()
+        if self._first_step is None:
+            self._first_step = (self._stage_began, 0) if done == 1 else (now, done)
+        began, before = self._first_step
+        return (now - began) / (done - before) if done > before else None
 
     def _pace(self, trial: Trial) -> None:
         """Note how long a trial took, unless it came much sooner than it can have: out of the journal, when resumed."""

@@ -41,6 +41,8 @@ def threads_in_words(threads: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As a person reads it: whole seconds, and minutes where there are any."""
+    """As a person reads it: whole seconds, minutes where there are any; from an hour on no seconds."""
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

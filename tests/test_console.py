@@ -42,3 +42,21 @@ def test_what_comes_back_out_of_a_journal_does_not_count_as_the_usual_pace() -> 
     last = re.findall(r"trial 29/1000 .* (?:(\d+) min )?(\d+) s left", text.getvalue())
     minutes, seconds = last[-1]
     assert 60 * int(minutes or 0) + int(seconds) >= 0.03 * (1000 - 29) - 1
+
+
+def test_epochs_that_were_trained_before_do_not_count_as_the_usual_pace() -> None:
+    text = io.StringIO()
+    with ConsoleWatcher(Console(file=text, width=200)) as watcher:
+        watcher.stage("fine-tuning, resumed")
+        watcher.step("epoch 57", 57, 1000)
+        time.sleep(0.05)
+        watcher.step("epoch 58", 58, 1000)
+        watcher.stage("fine-tuning, from its beginning")
+        time.sleep(0.05)
+        watcher.step("epoch 1", 1, 1000)
+        watcher.step("epoch 1000", 1000, 1000)
+    resumed, second, whole, last = re.findall(r"epoch \d+ \((.*)\)", text.getvalue())
+    assert (resumed, last) == ("57/1000", "1000/1000")
+    for line, steps in ((second, 1000 - 58), (whole, 999)):
+        minutes, seconds = re.findall(r", (?:(\d+) min )?(\d+) s left", line)[0]
+        assert 60 * int(minutes or 0) + int(seconds) >= 0.05 * steps - 1

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rlprune_edge.cli_ends import telling
 from rlprune_edge.console import ConsoleWatcher
+from rlprune_edge.progress import duration
 from rlprune_edge.pulse import Pulse, still
 
 WAIT_SECONDS = 30
@@ -32,6 +33,21 @@ def test_a_silence_is_broken_at_growing_distances_and_from_the_beginning_after_a
 
 def test_the_silence_is_told_in_words() -> None:
     assert still(60.2) == "... still at it, 1 min 00 s since the last line"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (3599.4, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (12452, "3 h 27 min"),
+    ],
+)
+def test_a_time_is_told_as_a_person_reads_it(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 def printed(out: io.StringIO, text: str) -> bool:
