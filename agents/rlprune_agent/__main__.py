@@ -1,4 +1,4 @@
-"""The agent's command line: `serve` (the daemon), `stdio` (talk to a host), `check`, `child` (one job)."""
+"""The agent's command line: `serve` (the daemon), `stdio` (talk to a host), `check`."""
 
 from __future__ import annotations
 
@@ -12,30 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import rlprune_agent
-from rlprune_agent import bridge, durable, limits, sockets, vitals
+from rlprune_agent import bridge, durable, sockets, vitals
 from rlprune_agent.agent import Agent
+from rlprune_agent.child import claim_stdout
 from rlprune_agent.daemon import alone, serve
 from rlprune_agent.lease import LEASE_SECONDS
-from rlprune_agent.protocol import PROTOCOL_MAX, Channel, Failure, FrameReader, encode
+from rlprune_agent.protocol import PROTOCOL_MAX, Failure, FrameReader, encode
 from rlprune_agent.supervise import run_child
 
 HOME = "~/.local/share/rlprune-edge"
 
-_JOB_SECONDS = 30.0
 _IDLE_SECONDS = 600.0
 _MB = 10**6
-_MODULES = ("agent", "bridge", "daemon", "jobs", "lease", "limits", "measure", "server", "store", "sweep", "upgrade")
-
-
-def _claim_stdout() -> int:
-    """A private descriptor for the protocol; from now on whatever a library prints to descriptor 1 goes to stderr."""
-    private = os.dup(1)
-    os.dup2(2, 1)
-    return private
+_MODULES = (
+    *("agent", "bridge", "child", "compiled", "daemon", "jobs", "lease", "limits", "measure", "server", "store"),
+    *("sweep", "upgrade"),
+)
 
 
 def _stdio(options: argparse.Namespace) -> int:
-    private = _claim_stdout()
+    private = claim_stdout()
     try:
         if options.alone:
             agent = Agent(
@@ -61,47 +57,6 @@ def _complain(failure: Failure) -> int:
     """Say what happened where an operator may look; the exit status."""
     sys.stderr.write(f"rlprune-edge-agent: {failure.message}\n")
     return 1
-
-
-def _child(parent: int, self_test_of: str | None) -> int:
-    limits.become_child(parent)
-    if self_test_of:
-        os.execv(sys.executable, [sys.executable, "-B", self_test_of, "--self-test"])
-    channel = Channel(0, _claim_stdout())
-    message = channel.receive(_JOB_SECONDS)
-    if message is None:
-        return 1
-
-    def tell(header: dict[str, Any], body: bytes = b"") -> None:
-        channel.send(header, body)
-
-    job = message.header
-    try:
-        if "limits" in job:
-            limits.apply(job["limits"])
-        if job["kind"] == "measure":
-            from rlprune_agent.measure import measure
-
-            measure(job, tell)
-        elif job["kind"] == "sweep":
-            from rlprune_agent.sweep import sweep
-
-            sweep(job, tell)
-        else:
-            tell({"phase": "runtime"})
-            from rlprune_agent.runtime import probe
-
-            tell({"result": probe()})
-    except Failure as failure:
-        tell({"failure": failure.header()})
-    except ImportError as error:
-        text = "onnxruntime cannot be imported: %s (install it with: %s -m pip install onnxruntime numpy)"
-        tell({"failure": Failure("runtime_missing", text % (error, sys.executable)).header()})
-    except MemoryError:
-        tell({"failure": Failure("oom", "out of memory").header()})
-    sys.stderr.flush()
-    # Tearing down sessions takes time and can crash; all that counts has been told.
-    os._exit(0)
 
 
 def _check(root: Path) -> int:
@@ -149,9 +104,6 @@ def _parser() -> argparse.ArgumentParser:
     daemon = commands.add_parser("serve", help="be the daemon: listen on a Unix socket for hosts")
     stdio = commands.add_parser("stdio", help="talk to a host over standard input and output")
     stdio.add_argument("--alone", action="store_true", help="serve this one conversation without a daemon")
-    child = commands.add_parser("child", help="do one job from standard input (started by the agent itself)")
-    child.add_argument("parent", type=int, help="process id to die with")
-    child.add_argument("--self-test-of", metavar="FILE", help="run the self-test of another agent instead of a job")
     check = commands.add_parser("check", help="print what this device is and whether onnxruntime works, as JSON")
     home = Path(HOME).expanduser()
     for command in (daemon, stdio):
@@ -191,8 +143,6 @@ def main(argv: list[str] | None = None) -> None:
         )
     if options.command == "stdio":
         sys.exit(_stdio(options))
-    if options.command == "child":
-        sys.exit(_child(options.parent, options.self_test_of))
     if options.command == "check":
         sys.exit(_check(options.root))
     parser.print_help()

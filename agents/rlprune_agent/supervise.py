@@ -19,6 +19,7 @@ from rlprune_agent.protocol import WAITING_PHASES, Channel, Failure, Message, pr
 # Works the same from a folder and from inside a zip; `-m` would need PYTHONPATH, which would leak into the child. The
 # current folder, which comes first with `-c`, gives way: there may be anybody's `signal.py` in it.
 BOOT = "import sys; sys.path[0] = sys.argv[1]; from rlprune_agent.__main__ import main; main(sys.argv[2:])"
+BOOT_CHILD = "import sys; sys.path[0] = sys.argv[1]; from rlprune_agent.child import main; main(*sys.argv[2:])"
 CODE = Path(__file__).resolve().parent.parent
 """the zip, or the folder, that this very agent runs from"""
 
@@ -86,11 +87,11 @@ def judge(status: int, phase: str, *, oom_kills: int | None, stderr: str) -> Fai
 
 
 class _Child:
-    def __init__(self, job: dict[str, Any], keep_fds: Sequence[int]) -> None:
+    def __init__(self, job: dict[str, Any], keep_fds: Sequence[int], code: Path) -> None:
         self.phase = "runtime"
         self.stderr = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-B", "-c", BOOT, str(CODE), "child", str(os.getpid())],
+            [sys.executable, "-B", "-c", BOOT_CHILD, str(code), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -149,17 +150,19 @@ def run_child(
     on_phase: Callable[[str], None] = lambda _: None,
     count_oom: Callable[[], int | None] = lambda: None,
     keep_fds: Sequence[int] = (),
+    code: Path = CODE,
 ) -> Message:
     """Run `job` in a child; its result message. Raises `Failure` (with `phase` in the details).
 
     `bounds` are what the kernel holds it to; `cancel` ends it early, with the failure that was given as the reason;
     `on_phase` hears what it is at; `count_oom` is the kernel's count of processes killed for memory; `keep_fds` stay
-    open for as long as the child lives. To be called from a thread that outlives the child: it dies with that.
+    open for as long as the child lives; `code` is the zip or folder that it imports this agent from. To be called from
+    a thread that outlives the child: it dies with that.
     """
     before = count_oom()
     if bounds is not None:
         job = dict(job, limits=bounds._asdict())
-    child = _Child(job, keep_fds)
+    child = _Child(job, keep_fds, code)
     finished = False
     try:
         result = _watch(child, seconds, bounds.resident if bounds else None, cancel, on_phase)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlprune_agent import durable
 from rlprune_agent.protocol import Failure, printable
-from rlprune_agent.supervise import BOOT, CODE
+from rlprune_agent.supervise import BOOT_CHILD, CODE
 
 _SELF_TEST_SECONDS = 60.0
 _AGENT_BYTES = 16 * 10**6
@@ -40,7 +40,7 @@ def current(home: Path) -> str | None:
 
 def _self_test(path: Path) -> None:
     """Run the new agent's own test in a child. Raises `Failure("version_mismatch")` if it does not pass."""
-    command = [sys.executable, "-B", "-c", BOOT, str(CODE), "child", str(os.getpid()), "--self-test-of", str(path)]
+    command = [sys.executable, "-B", "-c", BOOT_CHILD, str(CODE), str(os.getpid()), str(path)]
     try:
         done = subprocess.run(
             command,

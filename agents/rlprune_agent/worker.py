@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rlprune_agent import limits, vitals
+from rlprune_agent.compiled import compiled
 from rlprune_agent.jobs import Job, Jobs, files_of
 from rlprune_agent.protocol import WAITING_PHASES, Failure, Message
 from rlprune_agent.store import Store
-from rlprune_agent.supervise import Cancel, run_child
+from rlprune_agent.supervise import CODE, Cancel, run_child
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Worker:
         self._jobs = jobs
         self._store = store
         self._root = root
+        self._code: Path | None = None
         self._ending = False
         self._probe_wanted = True
         self._probe_cancel = Cancel()
@@ -96,7 +98,9 @@ class Worker:
 
     def _probe(self) -> dict[str, Any]:
         try:
-            found = run_child({"kind": "probe"}, seconds=_PROBE_SECONDS, cancel=self._probe_cancel)
+            found = run_child(
+                {"kind": "probe"}, seconds=_PROBE_SECONDS, cancel=self._probe_cancel, code=self._childrens_code()
+            )
         except Failure as failure:
             if not self._ending:
                 log.warning("the runtime does not work: %s", failure.message)
@@ -105,6 +109,11 @@ class Worker:
             log.warning("no process can be started: %s", error)
             return {"runtime_error": f"no process can be started to try onnxruntime: {error.strerror}"}
         return {"runtime": found.header["result"]}
+
+    def _childrens_code(self) -> Path:
+        if self._code is None or not self._code.exists():  # not made yet, or tidied away by somebody
+            self._code = compiled(CODE, self._store.folder.parent / "compiled")
+        return self._code
 
     def _outcome(self, job: Job) -> Message:
         try:
@@ -145,6 +154,7 @@ class Worker:
             on_phase=lambda phase: self._jobs.set_phase(job, phase),
             count_oom=lambda: vitals.read(self._root).get("oom_kills"),
             keep_fds=() if lock_fd is None else (lock_fd,),
+            code=self._childrens_code(),
         )
         header = {
             "ok": True,
