@@ -20,7 +20,9 @@ from rlprune_edge.second_look import meets, reached, settled, share_of_seen, tel
 
 SHORT = "short.json"
 ROUNDS = 3
-"""of finalists"""
+"""of finalists that are fine-tuned"""
+LOOKS = 10
+"""rounds in all: one whose finalists are all too slow takes a minute, not hours"""
 SEEDS = 2
 """of the short fine-tunings"""
 
@@ -54,18 +56,21 @@ def choose(run: Run) -> tuple[Winner | None, list[dict[str, Any]]]:
     """
     histories: list[dict[str, Any]] = []
     passed_over: set[str] = set()
-    shrunk = 1.0
-    for _ in range(ROUNDS):
+    shrunk, rounds = 1.0, 0
+    for _ in range(LOOKS):
+        if rounds == ROUNDS:
+            break
         run.watcher.stage("finalists: measured again, with their real weights")
         left = [t for t in run.trials if t.plan.key not in passed_over and with_margin(t, run.rung.target, shrunk)]
         looked = verified(run, left, most=run.rung.finalists)
         if not looked.finalists and not looked.missed:
             break
-        shares = looked.missed
+        shares, trained = looked.missed, len(histories)
         if looked.finalists:
             winner, shares = _judged(run, looked.finalists, histories)
             if winner is not None:
                 return winner, histories
+        rounds += len(histories) > trained
         passed_over |= {trial.plan.key for trial in looked.finalists} | set(looked.missed)
         if known := [share for share in shares.values() if share is not None]:
             shrunk = min(shrunk, median(known))
