@@ -1,6 +1,6 @@
 """The agent's code with its bytecode, made once for this Python: who imports a zip of sources compiles them anew.
 
-Every measurement is a process of its own, and compiling took a third of its start (tools/bench/agent_start.py).
+Every measurement is a process of its own, and compiling was over a quarter of its start (tools/bench/agent_start.py).
 """
 
 from __future__ import annotations
