@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from samples import a_measurement, a_trial
 
 from rlprune_edge import finalists
@@ -167,6 +168,20 @@ def test_a_finalist_that_is_too_slow_is_not_trained_and_stays_so(
         assert list(settled(run, [trial])) == [found], "as it was found, whatever is asked for now"
         assert run.device.device_seconds == measured
         assert of_finalists(run) == [note]
+
+
+@pytest.mark.usefixtures("own_task")
+def test_a_finalist_that_fails_is_passed_over_and_nothing_is_kept_of_it(cache: Path, tmp_path: Path) -> None:
+    with a_run(tmp_path / "run", cache, {"final_mode": "verify"}) as (run, (trial, *_), noting):
+        with torch.no_grad():
+            next(run.loaded.module.parameters()).fill_(float("nan"))
+        (found,) = settled(run, [trial])
+        assert (found.met, found.share) == (False, None)
+        (note,) = of_finalists(run)
+        assert note.startswith(f"finalist {trial.plan.key} failed before its fine-tuning: ")
+        assert "differs from the masked one by nan" in note
+        assert note in noting.said
+        assert run.folder.read_json(SETTLED) is None, "a resumed run tries it again"
 
 
 @pytest.mark.usefixtures("own_task")
