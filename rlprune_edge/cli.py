@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from rlprune_edge import __version__, cli_bundle, cli_compare, cli_device, cli_init, cli_profile, errors
-from rlprune_edge.cli_ends import look_up, resumable, telling
+from rlprune_edge.cli_ends import look_up, resumable, tell_time, telling
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import DeviceError, UserError
 from rlprune_edge.places import cache_dir
@@ -251,7 +251,7 @@ def compress(
     if as_json:
         typer.echo(json.dumps(outcome.report))
     _print_summary(console, folder.path, outcome.report)
-    console.print(f"{time.perf_counter() - began:.0f} s in all", style="dim")
+    tell_time(console, time.perf_counter() - began, resumed=resume is not None)
     if outcome.status != "met":
         raise typer.Exit(errors.EXIT_INFEASIBLE)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rlprune_edge.cli_ends import look_up, resumable
+from rlprune_edge.cli_ends import look_up, resumable, tell_time
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import UserError
 from rlprune_edge.places import cache_dir
@@ -136,7 +136,7 @@ def compare(
         command = _command(field, request.command())
         found = run_compare(request, field, folder, watcher, cache_dir=cache_dir(), command=command)
     _show(console, folder.path, found, as_json=as_json)
-    console.print(f"{time.perf_counter() - began:.0f} s in all", style="dim")
+    tell_time(console, time.perf_counter() - began, resumed=resume is not None)
 
 
 def _words(text: str | None) -> tuple[str, ...]:

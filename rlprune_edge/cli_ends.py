@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rlprune_edge.device.boards import check_device
 from rlprune_edge.errors import EXIT_INTERRUPTED, DeviceError, UserError
+from rlprune_edge.progress import duration
 from rlprune_edge.pulse import FIRST_SECONDS, Pulse, still
 from rlprune_edge.tasks.catalog import check_task
 
@@ -23,6 +24,11 @@ def look_up(request: Request) -> None:
     """Raises UserError for a task or a device that there is not, before torch is imported: that takes seconds."""
     check_task(request.task)
     check_device(request.device)
+
+
+def tell_time(console: Console, seconds: float, *, resumed: bool) -> None:
+    """How long it took, as a last line."""
+    console.print(f"{duration(seconds)} {'since it was resumed' if resumed else 'in all'}", style="dim")
 
 
 @contextmanager

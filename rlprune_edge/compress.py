@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,7 +31,6 @@ from rlprune_edge.search import agents, staircase
 from rlprune_edge.search.env import PruningEnv
 from rlprune_edge.search.parts import Parts
 from rlprune_edge.search.warm_start import WarmStart, known_from
-from rlprune_edge.search_time import SearchTime
 from rlprune_edge.tasks.catalog import is_factory, load_own_model, load_task
 from rlprune_edge.tasks.task import LoadedModel, Task
 
@@ -254,21 +252,17 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
         if trial.measurement is not None:
             env.model.observe(trial.plan, env.judged_ms(trial), trial.measurement.memory_mb)
     parts = Parts(request.demonstrations, request.surrogate, request.neighbours, request.masks)
-    began, device_before, known = time.perf_counter(), run.device.device_seconds, len(run.journal.trials)
-    end = agents.search(
-        request.agent,
-        env,
-        seed=request.seed,
-        budget=left,
-        parts=parts,
-        policy=run.folder.path / POLICY,
-        log=run.folder.path / rung.named(deliver.PPO_LOG),
-        warm_start=_warm_start(run),
-    )
+    warm_start = _warm_start(run)
+    with run.stopwatch.searching():
+        end = agents.search(
+            request.agent,
+            env,
+            seed=request.seed,
+            budget=left,
+            parts=parts,
+            policy=run.folder.path / POLICY,
+            log=run.folder.path / rung.named(deliver.PPO_LOG),
+            warm_start=warm_start,
+        )
     run.predicted |= env.predicted
-    run.searched += SearchTime(
-        seconds=time.perf_counter() - began,
-        device_seconds=run.device.device_seconds - device_before,
-        candidates=len(run.journal.trials) - known,
-    )
     run.watcher.note(f"{len(end.trials)} candidates from {end.episodes} episodes; {ENDS[end.reason]}")

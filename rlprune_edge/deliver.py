@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -237,6 +236,7 @@ def _report(
     precision: Sequence[dict[str, Any]] = (),
 ) -> tuple[str, dict[str, Any]]:
     request = run.request
+    run.stopwatch.keep()
     report = build_report(
         status=status,
         task=run.task.name,
@@ -252,8 +252,7 @@ def _report(
             "candidates": run.candidates_spent,
             "host_probes": run.probes,
             "device_seconds": run.device_seconds_spent,
-            "wall_seconds": time.perf_counter() - run.started,
-            **run.searched.figures,
+            **run.stopwatch.spent.figures,
         },
         search={
             "agent": request.agent,

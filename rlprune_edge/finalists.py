@@ -160,6 +160,7 @@ def fine_tuned(run: Run, trial: Trial) -> tuple[torch.nn.Module, Quality, dict[s
     def told(epoch: recover.Epoch) -> None:
         said = f"epoch {epoch.number}: loss {epoch.train_loss:.3f}, {run.task.metric.name} {epoch.metric:.2f}"
         run.watcher.step(said, epoch.number, settings.epochs)
+        run.stopwatch.keep()
 
     epochs = recover.fine_tune(
         module,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -30,8 +28,8 @@ from rlprune_edge.request import Request
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.rungs import Rung
 from rlprune_edge.search import reward
-from rlprune_edge.search_time import SearchTime
 from rlprune_edge.tasks.task import LoadedModel, Task
+from rlprune_edge.time_spent import Stopwatch, timed
 
 BASELINE = "baseline.onnx"
 TOLERANCE = 1e-3
@@ -96,7 +94,6 @@ class Run:
     notes: list[str] = field(default_factory=list)
     predicted: dict[str, float] = field(default_factory=dict)
     """what the search expected of its candidates before they were measured, in ms, by plan key"""
-    searched: SearchTime = field(default_factory=lambda: SearchTime(0.0, 0.0, 0))
     starts: dict[tuple[int, str], torch.nn.Module] = field(default_factory=dict)
     """what the fine-tuning of finalists begins with, by rung and plan key (`recipes.start`)"""
     probed: dict[int, int] = field(default_factory=dict)
@@ -105,7 +102,10 @@ class Run:
     """times faster that the uncut model is in fewer bits, where they are asked for: cutting has to do the rest"""
     climbed: list[dict[str, Any]] = field(default_factory=list)
     """what the rungs before this one came to, for the report"""
-    started: float = field(default_factory=time.perf_counter)
+    stopwatch: Stopwatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stopwatch = Stopwatch(self.folder, lambda: self.device.device_seconds)
 
     @property
     def baseline_trial(self) -> Trial:
@@ -157,7 +157,7 @@ class Run:
         return self._within(plan, self._spent)
 
     def _within(self, plan: Plan, spent: Callable[[int], str | None]) -> Trial:
-        if known := self._find(plan):
+        if known := self._known(plan):
             return known
         if said := spent(0):
             raise BudgetSpent(said)
@@ -168,7 +168,7 @@ class Run:
 
         Whatever the budget; DeviceError passes through: it is nobody's reward.
         """
-        if known := self._find(plan):
+        if known := self._known(plan):
             return known
         return self._record(self._timed(self._prepared(plan)))
 
@@ -208,6 +208,11 @@ class Run:
 
     def _find(self, plan: Plan) -> Trial | None:
         return self.journal.find(plan.key, rung=self.rung.number)
+
+    def _known(self, plan: Plan) -> Trial | None:
+        if known := self._find(plan):
+            self.stopwatch.known()
+        return known
 
     def _spent(self, waiting: int = 0) -> str | None:
         """What of the budget is used up, with candidates that are still being timed; `None` if nothing is."""
@@ -266,6 +271,7 @@ class Run:
         )
         trial = replace(trial, score=self._score(trial, _baseline(trial) if made.uncut else self.baseline))
         self.journal.append(trial)
+        self.stopwatch.evaluated()
         if self.tells:
             self.watcher.trial(trial, best=self.best, spent=self.candidates_spent, budget=self.rung.budget)
         return trial
@@ -409,13 +415,3 @@ def arrays(x: Input, artifact: OnnxArtifact) -> dict[str, np.ndarray]:
     """Arrays by name, those alone that the exported model takes."""
     taken = {spec.name for spec in artifact.inputs}
     return {name: tensor.numpy() for name, tensor in named(x).items() if name in taken}
-
-
-@contextlib.contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the wall seconds of the block to `seconds[stage]`, whether it succeeds or not."""
-    begun = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begun

@@ -142,6 +142,17 @@ def test_kill_9_then_resume_gives_the_same_journal(cache: Path, tmp_path: Path) 
     assert code == 0, out + err
     assert plans(folder) == plans(whole)
     assert journal.read_bytes().startswith(before)
+    spent = json.loads((folder / "report.json").read_text())["spent"]
+    assert spent["seconds_per_candidate"] > 0
+    assert 0 <= spent["device_idle_share"] <= 1, "1 where all was measured for the first run"
+    searched = json.loads((folder / "time.json").read_text())["candidates"]
+    assert spent["candidates"] - 1 <= searched <= spent["candidates"], "the one when it was killed may be missing"
+    code, out, err = finish(["--resume", str(folder)], cache)
+    assert code == 0, out + err
+    again = json.loads((folder / "report.json").read_text())["spent"]
+    assert again["seconds_per_candidate"] == spent["seconds_per_candidate"], "nothing was searched"
+    assert again["wall_seconds"] > spent["wall_seconds"]
+    assert out.rstrip().endswith("since it was resumed")
 
 
 def test_ctrl_c_leaves_a_whole_journal_and_says_how_to_go_on(cache: Path, tmp_path: Path) -> None:
