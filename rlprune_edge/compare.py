@@ -103,8 +103,7 @@ def _finish(run: Run, search: Search) -> None:
         return
     run.watcher.stage(f"{search.agent}, seed {search.seed}: its best plan, fine-tuned")
     keys = {step.key for step in search.steps}
-    looked = second_look.verified(run, [t for t in run.trials if t.plan.key in keys], most=run.request.finalists)
-    trial = next((found.trial for found in second_look.settled(run, looked.finalists) if found.met), None)
+    trial = second_look.first_that_meets(run, [t for t in run.trials if t.plan.key in keys])
     if trial is None:
         run.watcher.note("it has found nothing that meets the target when it is measured once more")
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import torch
@@ -16,13 +16,11 @@ from rlprune_edge.precisions import FP32, Variant
 from rlprune_edge.prune import recover
 from rlprune_edge.records import Quality, Trial
 from rlprune_edge.run import Run
-from rlprune_edge.second_look import meets, reached, settled, share_of_seen, tell, verified, with_margin
+from rlprune_edge.second_look import LOOKS, Left, meets, reached, settled, share_of_seen, tell, verified
 
 SHORT = "short.json"
 ROUNDS = 3
 """of finalists that are fine-tuned"""
-LOOKS = 10
-"""rounds in all: one whose finalists are all too slow takes a minute, not hours"""
 SEEDS = 2
 """of the short fine-tunings"""
 
@@ -55,14 +53,12 @@ def choose(run: Run) -> tuple[Winner | None, list[dict[str, Any]]]:
     the search had seen them: of many noisy figures it picks the lucky ones.
     """
     histories: list[dict[str, Any]] = []
-    passed_over: set[str] = set()
-    shrunk, rounds = 1.0, 0
+    left, rounds = Left(run.rung.target), 0
     for _ in range(LOOKS):
         if rounds == ROUNDS:
             break
         run.watcher.stage("finalists: measured again, with their real weights")
-        left = [t for t in run.trials if t.plan.key not in passed_over and with_margin(t, run.rung.target, shrunk)]
-        looked = verified(run, left, most=run.rung.finalists)
+        looked = verified(run, left.of(run.trials), most=run.rung.finalists)
         if not looked.finalists and not looked.missed:
             break
         shares, trained = looked.missed, len(histories)
@@ -71,9 +67,7 @@ def choose(run: Run) -> tuple[Winner | None, list[dict[str, Any]]]:
             if winner is not None:
                 return winner, histories
         rounds += len(histories) > trained
-        passed_over |= {trial.plan.key for trial in looked.finalists} | set(looked.missed)
-        if known := [share for share in shares.values() if share is not None]:
-            shrunk = min(shrunk, median(known))
+        left.pass_over(looked, shares)
     return None, histories
 
 

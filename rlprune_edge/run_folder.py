@@ -18,7 +18,7 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """A run's files: request.toml, trials.jsonl, time.json, staircase.json, finalists/, report.json, report.html, bundle/.
+    """A run's files: request.toml, trials.jsonl, time.json, staircase.json, report.json, report.html, bundle/ and more.
 
     One process at a time may hold it; the lock goes with the process, so a killed run never leaves it locked.
     """

@@ -6,8 +6,9 @@ these: what an untrained finalist takes is what the trained one will take.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from rlprune_edge import deployment
@@ -20,6 +21,8 @@ VERIFIED, SETTLED = "verified.json", "settled.json"
 QUICK = "reward"
 THOROUGH = {"verify": "verify", "report": "verify"}
 """how a finalist is measured before its training, by how the winner will be; elsewhere the quick look will do"""
+LOOKS = 10
+"""rounds of finalists: one in which all are too slow takes minutes, not hours"""
 WEIGHTS_MATTER = 0.03
 """a candidate timed with made-up weights whose speed-up differs by more with its own is spoken of"""
 
@@ -42,6 +45,27 @@ class Settled:
     firm: bool
     share: float | None
     """of the speed-up that the search had seen; `None` where the finalist was not measured"""
+
+
+class Left:
+    """Which trials are left to be finalists: those not passed over that are fast enough, should they be as unlucky.
+
+    Where the first ones turn out slower than the search had seen them, those come next that are faster by as much.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._passed_over: set[str] = set()
+        self._shrunk = 1.0
+
+    def of(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [t for t in trials if t.plan.key not in self._passed_over and with_margin(t, self._target, self._shrunk)]
+
+    def pass_over(self, looked: Verified, shares: Mapping[str, float | None]) -> None:
+        """All that were looked at; `shares` are their later speed-ups, each as a share of what the search had seen."""
+        self._passed_over |= {trial.plan.key for trial in looked.finalists} | set(looked.missed)
+        if known := [share for share in shares.values() if share is not None]:
+            self._shrunk = min(self._shrunk, median(known))
 
 
 def meets(measurement: Measurement, target: Target, *, firmly: bool = False) -> bool:
@@ -143,6 +167,22 @@ def settled(run: Run, trials: Sequence[Trial]) -> Iterator[Settled]:
         else:
             yield found
     yield from between
+
+
+def first_that_meets(run: Run, trials: Sequence[Trial]) -> Trial | None:
+    """The best of the trials that is fast enough when it is measured as it would be handed over, `None` if none is."""
+    left = Left(run.rung.target)
+    for _ in range(LOOKS):
+        looked = verified(run, left.of(trials), most=run.rung.finalists)
+        if not looked.finalists and not looked.missed:
+            break
+        shares = dict(looked.missed)
+        for found in settled(run, looked.finalists):
+            if found.met:
+                return found.trial
+            shares[found.trial.plan.key] = found.share
+        left.pass_over(looked, shares)
+    return None
 
 
 def _settled(run: Run, trial: Trial, place: int, of: int) -> Settled:

@@ -25,7 +25,10 @@ from rlprune_edge.second_look import (
     SETTLED,
     THOROUGH,
     VERIFIED,
+    Left,
+    Verified,
     _weights_matter,
+    first_that_meets,
     meets,
     reached,
     settled,
@@ -91,6 +94,20 @@ def test_the_next_finalists_are_faster_by_what_the_first_ones_lost() -> None:
     assert with_margin(trial, Target(speedup=1.9), 0.95)
     assert not with_margin(trial, Target(latency_ms=1.0), 0.95)
     assert with_margin(trial, Target(latency_ms=1.1), 0.95)
+
+
+def test_what_was_looked_at_is_left_out_and_the_margin_only_grows() -> None:
+    slow, fast = a_trial(1, PLAN), a_trial(2, Plan({"a": 4}, ()), measurement=a_measurement(0.8))  # 2.0x and 2.5x
+    left = Left(Target(speedup=2.0))
+    assert left.of([slow, fast]) == [slow, fast]
+    left.pass_over(Verified([], {"another": None}), {"another": None})  # it failed, which says nothing of time
+    assert left.of([slow, fast]) == [slow, fast]
+    left.pass_over(Verified([], {"another": 0.9}), {"another": 0.9})
+    assert left.of([slow, fast]) == [fast]
+    left.pass_over(Verified([], {"third": 1.1}), {"third": 1.1})
+    assert left.of([slow, fast]) == [fast]
+    left.pass_over(Verified([fast], {}), {})
+    assert left.of([slow, fast]) == []
 
 
 def test_made_up_weights_are_spoken_of_where_they_mattered() -> None:
@@ -225,3 +242,21 @@ def test_where_the_best_trials_are_all_slower_than_seen_others_are_looked_at(
         assert winner is not None
         assert winner.trial == best[4]
         assert [h["plan_key"] for h in histories] == [best[4].plan.key]
+
+
+@pytest.mark.usefixtures("own_task")
+def test_of_a_search_the_best_plan_is_taken_that_is_fast_enough_as_it_would_be_handed_over(
+    cache: Path, tmp_path: Path
+) -> None:
+    words = {"final_mode": "verify", "finalists": 2, "target_speedup": None}
+    with a_run(tmp_path / "run", cache, words, widths=(20, 16, 12, 8, 4)) as (run, trials, _):
+        best = sorted(trials, key=lambda t: -t.score.reward)
+        quick = {"met": True, "firm": True, "share": 1.0, "doubt": None}
+        slow = {"met": False, "firm": False, "share": 0.99, "said": "1.98x"}
+        run.folder.write_json(VERIFIED, {t.plan.key: quick for t in best})
+        run.folder.write_json(SETTLED, {t.plan.key: slow for t in best})
+        assert first_that_meets(run, trials) is None
+        assert len(of_finalists(run)) == 5, "all were looked at, two at a time"
+        known = {t.plan.key: slow for t in best} | {best[3].plan.key: slow | {"met": True, "said": "2.01x"}}
+        run.folder.write_json(SETTLED, known)
+        assert first_that_meets(run, trials) == best[3]
