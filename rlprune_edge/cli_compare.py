@@ -18,7 +18,7 @@ from rlprune_edge.cli_ends import look_up, resumable, tell_time
 from rlprune_edge.console import ConsoleWatcher
 from rlprune_edge.errors import UserError
 from rlprune_edge.places import cache_dir
-from rlprune_edge.request import AGENTS
+from rlprune_edge.request import AGENTS, Request
 
 FIELD = "field.json"
 """in the comparison's folder: who is compared, with which seeds"""
@@ -54,6 +54,12 @@ def compare(
     weights: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     data: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to measure; see `rlprune-edge device list`.")] = None,
+    estimate_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `rlprune-edge profile` wrote of a device: latencies are what it predicts, nothing is measured."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of an inference on the device.")] = None,
     target_speedup: Annotated[
         float | None, typer.Option(help="Times faster than the uncut model. [default: 2, without another target]")
@@ -91,6 +97,7 @@ def compare(
     2 bad input, 3 the device failed, 130 interrupted (go on with --resume).
     """
     asked = {k: v for k, v in locals().items() if k in REQUESTED}
+    asked["estimate_from"] = str(estimate_from) if estimate_from is not None else None
     console = Console(stderr=as_json, highlight=False)
     if render is not None:
         from rlprune_edge.comparison_report import render_comparison
@@ -112,6 +119,7 @@ def compare(
                 f"change it.\nType: rlprune-edge compare --resume {resume}"
             )
         folder, request = RunFolder.reopen(resume)
+        _check_finish(request, finish)
         field = _field(folder, agents, seeds, finish)
     else:
         request = requests.make(asked, config)
@@ -119,6 +127,7 @@ def compare(
         usual |= {name: word for name, word in USUAL_MODES.items() if name not in request.model_fields_set}
         request = requests.make(asked | usual, config)
         look_up(request)
+        _check_finish(request, finish)
         from rlprune_edge.compare import Field
 
         field = Field(_words(agents) or AGENTS, tuple(range(seeds or USUAL_SEEDS)), _words(finish))
@@ -137,6 +146,15 @@ def compare(
         found = run_compare(request, field, folder, watcher, cache_dir=cache_dir(), command=command)
     _show(console, folder.path, found, as_json=as_json)
     tell_time(console, time.perf_counter() - began, resumed=resume is not None)
+
+
+def _check_finish(request: Request, finish: str | None) -> None:
+    """What is claimed of a plan in the end is measured."""
+    if finish and request.estimate_from is not None:
+        raise UserError(
+            "--finish measures what it hands over, and this comparison has estimates alone.\n"
+            "Compare with --device and without --estimate-from, in a folder of its own."
+        )
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -247,9 +247,9 @@ def _words(run: Run, field: Field, command: str) -> dict[str, Any]:
     return {
         "task": run.task.name,
         "model": run.loaded.description,
-        "device": request.device,
+        "device": request.device if run.estimate is None or measured is None else measured.device,
         "source": measured.source if measured else None,
-        "mode": request.search_mode,
+        "mode": request.search_mode if run.estimate is None else None,
         "metric": run.task.metric.name,
         "recipe": request.recipe,
         "target": target_words(asdict(request.target)),

@@ -20,7 +20,7 @@ from rlprune_edge.device.station import Station
 from rlprune_edge.errors import UserError
 from rlprune_edge.inputs import few
 from rlprune_edge.journal import Journal
-from rlprune_edge.latency_profile import load_profile, read_profile
+from rlprune_edge.latency_profile import LatencyProfile, load_profile, read_profile
 from rlprune_edge.progress import Watcher
 from rlprune_edge.prune import space, structure
 from rlprune_edge.records import PruningSpace, Trial, WidthTimes
@@ -29,6 +29,7 @@ from rlprune_edge.run import Run
 from rlprune_edge.run_folder import RunFolder
 from rlprune_edge.search import agents, staircase
 from rlprune_edge.search.env import PruningEnv
+from rlprune_edge.search.estimates import estimates
 from rlprune_edge.search.parts import Parts
 from rlprune_edge.search.warm_start import WarmStart, known_from
 from rlprune_edge.tasks.catalog import is_factory, load_own_model, load_task
@@ -66,6 +67,11 @@ def compress(
     Resuming is replaying: with the same seed the agent proposes the same plans, the journal answers those it knows at
     no cost, and the first unknown plan is where the search goes on.
     """
+    if request.estimate_from is not None:
+        raise UserError(
+            "compress measures what it hands over; estimate_from is for rlprune-edge compare.\n"
+            "Leave it out. To search with that table, and measure: --profile"
+        )
     with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
         run.sign = sign
         run.precision_gain = precisions.gain(run)
@@ -112,15 +118,29 @@ def opened(request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: 
         loaded = _load_model(request, task, cache_dir, watcher)
         benchmark = task.add_benchmark(request.benchmark) if request.benchmark is not None else None
         run = _open(request, folder, watcher, task, loaded, device, benchmark)
+        if request.estimate_from is not None:
+            profile = load_profile(Path(request.estimate_from), run.space)
+            run.estimate = estimates(profile, run.space)
+            run.notes.append(_estimated(request.estimate_from, profile))
+            watcher.note(run.notes[-1])
         watcher.stage("trial 0: the uncut model")
         run.evaluate(run.space.uncut())
         yield run
 
 
+def _estimated(path: str, profile: LatencyProfile) -> str:
+    return (
+        f"nothing is measured: latencies are what {path} predicts, from {len(profile.plans)} networks timed on "
+        f"{profile.device}; on the {profile.held_out} held out it was off by {100 * profile.mean_error:.1f} % in the "
+        f"mean and {100 * profile.largest_error:.1f} % at most"
+    )
+
+
 def _look_up(request: Request) -> None:
     """What is named has to be there: said before anything is trained."""
-    if request.profile is not None:
-        read_profile(Path(request.profile))
+    for path in (request.profile, request.estimate_from):
+        if path is not None:
+            read_profile(Path(path))
     if request.warm_start is not None:
         _former_trials(Path(request.warm_start))
 
@@ -246,8 +266,8 @@ def _search(run: Run, tables: tuple[WidthTimes, ...]) -> None:
         evaluate_all=run.evaluate_all,
     )
     if request.profile is not None:
-        for plan, speedup in load_profile(Path(request.profile), run.space).plans:
-            env.model.observe(plan, baseline.latency_ms / speedup)
+        for timed in load_profile(Path(request.profile), run.space).plans:
+            env.model.observe(timed.plan, baseline.latency_ms / timed.speedup)
     for trial in run.trials_before:
         if trial.measurement is not None:
             env.model.observe(trial.plan, env.judged_ms(trial), trial.measurement.memory_mb)

@@ -19,13 +19,33 @@ NAME = "profile.json"
 
 
 @dataclass(frozen=True)
+class TimedPlan:
+    """A plan with what was measured of it."""
+
+    plan: Plan
+    speedup: float
+    """over the uncut model, in turns with it"""
+    memory_mb: float | None
+
+
+@dataclass(frozen=True)
 class LatencyProfile:
     """What was timed of a model on a board."""
 
     tables: tuple[WidthTimes, ...]
-    plans: tuple[tuple[Plan, float], ...]
-    """with their measured speed-ups over the uncut model"""
+    plans: tuple[TimedPlan, ...]
     device: str
+    threads: int
+    latency_ms: float
+    """of the uncut model"""
+    memory_mb: float | None
+    """likewise"""
+    held_out: int
+    """plans that predictions were tried on"""
+    mean_error: float
+    """of these predictions, a share of what was measured"""
+    largest_error: float
+    """likewise"""
 
 
 def read_profile(path: Path) -> dict[str, Any]:
@@ -54,8 +74,21 @@ def load_profile(path: Path, space: PruningSpace) -> LatencyProfile:
             for t in found["tables"]
         )
         plans = tuple(
-            (space.plan(p["widths"], tuple(p["dropped"])), float(p["speedup"])) for p in found["plans"] if p["speedup"]
+            TimedPlan(space.plan(p["widths"], tuple(p["dropped"])), float(p["speedup"]), p["memory_mb"])
+            for p in found["plans"]
+            if p["speedup"]
         )
-        return LatencyProfile(tables, plans, str(found["device"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        tried = found["prediction"][-1]
+        return LatencyProfile(
+            tables,
+            plans,
+            device=str(found["device"]),
+            threads=int(found["threads"]),
+            latency_ms=float(found["latency_ms"]),
+            memory_mb=found["memory_mb"],
+            held_out=int(tried["held_out"]),
+            mean_error=float(tried["mean_error_percent"]) / 100,
+            largest_error=float(tried["largest_error_percent"]) / 100,
+        )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a profile: {error!r}.\nMake one with: rlprune-edge profile") from error

@@ -24,9 +24,10 @@ PROBE_EXAMPLES_LEAST, PROBE_EXAMPLES_MOST = 64, 500
 def probe_widths(run: Run) -> tuple[WidthTimes, ...]:
     """The board's measured table of widths; kept in the run's folder, so that a resumed run sees the same stairs."""
     known = run.folder.read_json(STAIRCASE)
-    if known is None and run.request.profile is not None:
-        found_tables = load_profile(Path(run.request.profile), run.space)
-        run.watcher.note(f"the widths that pay are those of {run.request.profile}, timed on {found_tables.device}")
+    profile = run.request.profile or run.request.estimate_from
+    if known is None and profile is not None:
+        found_tables = load_profile(Path(profile), run.space)
+        run.watcher.note(f"the widths that pay are those of {profile}, timed on {found_tables.device}")
         known = [{"groups": list(t.groups), "times_ns": t.times_ns} for t in found_tables.tables]
         run.folder.write_json(STAIRCASE, known)
     if known is None:

@@ -83,6 +83,9 @@ class Run:
     """what the second labelled set is called"""
     compute: torch.device
     """where torch scores and trains: a GPU if there is one"""
+    estimate: Callable[[Plan], Measurement] | None = None
+    """what a profile predicts of a plan, where that is wanted in place of what the device measures; nothing is exported
+    then"""
     templates: Templates = field(default_factory=Templates)
     """what candidates of the search are written into"""
     tells: bool = True
@@ -234,7 +237,10 @@ class Run:
             if self.scores:
                 with timed(made.seconds, "score"):
                     made.quality = self.task.score(candidate.module, "search", limit=self.request.search_examples)
-            made.file = self.export(candidate.module, made.path, made.seconds, topology=plan.dropped)
+            if self.estimate is not None:
+                made.measurement = self.estimate(plan)
+            else:
+                made.file = self.export(candidate.module, made.path, made.seconds, topology=plan.dropped)
         except CandidateError as error:
             made.failed(error)
         return made

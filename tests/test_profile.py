@@ -46,7 +46,48 @@ def test_a_profile_says_how_well_it_predicts_and_another_run_searches_with_it(tm
     times = json.loads((tmp_path / "run" / "staircase.json").read_text())
     assert [t["times_ns"] for t in times] == [t["times_ns"] for t in found["tables"]]
     assert "cannot read" in run(["compress", "--profile", "nowhere", "--out", str(tmp_path / "no")], cache, code=2)
+    assert "cannot read" in run(["compare", "--estimate-from", "nowhere", "--out", str(tmp_path / "no")], cache, code=2)
     assert "holds no run" in run(["compress", "--warm-start", "nowhere", "--out", str(tmp_path / "no")], cache, code=2)
+
+
+def test_searchers_are_compared_on_a_profile_and_nothing_is_measured(tmp_path: Path) -> None:
+    cache, folder, out = tmp_path / "cache", tmp_path / "profile", tmp_path / "field"
+    run(["profile", *TASK, "--plans", "4", "--held-out", "2", "--out", str(folder)], cache)
+    found = json.loads((folder / "profile.json").read_text())
+    words = ["--target-speedup", "1.2", "--budget", "8", "--seeds", "2", "--agents", "random,knapsack"]
+    # a home without any device's files: were one asked, it would leave some
+    fresh = tmp_path / "fresh"
+    said = run(["compare", *TASK, *words, "--estimate-from", str(folder), "--out", str(out)], fresh)
+    assert "nothing is measured" in said
+    assert "probing the device" not in said
+    assert not (fresh / "agent").exists()
+    trials = [json.loads(line)["trial"] for line in (out / "trials.jsonl").read_text().splitlines()]
+    assert {t["measurement"]["source"] for t in trials} == {"estimate"}
+    assert trials[0]["measurement"]["latency_ms"]["value"] == found["latency_ms"]
+    assert all(t["artifact"] is None and not {"export", "measure"} & set(t["seconds"]) for t in trials)
+    largest = found["prediction"][-1]["largest_error_percent"] / 100
+    for t in trials[1:]:
+        latency = t["measurement"]["latency_ms"]
+        assert latency["high"] == pytest.approx(latency["value"] * (1 + largest))
+    compared = json.loads((out / "compare.json").read_text())
+    assert compared["request"]["source"] == "estimate"
+    assert compared["request"]["mode"] is None
+    assert {a["device_seconds"] for a in compared["agents"]} == {0.0}
+    for page in ("compare.md", "compare.html"):
+        text = (out / page).read_text()
+        assert "local (an estimate, not measured)" in text
+        assert "nothing is measured" in text
+    before = (out / "searches.jsonl").read_bytes()
+    assert "--finish measures" in run(["compare", "--resume", str(out), "--finish", "random"], fresh, code=2)
+    run(["compare", "--resume", str(out), "--agents", "greedy"], fresh)
+    assert (out / "searches.jsonl").read_bytes().startswith(before)
+    new = ["compare", *TASK, "--estimate-from", str(folder), "--out", str(tmp_path / "no")]
+    assert "--device-seconds says how" in run([*new, "--device-seconds", "5"], fresh, code=2)
+    assert "--finish measures" in run([*new, "--finish", "random"], fresh, code=2)
+    (tmp_path / "asked.toml").write_text(f'estimate_from = "{folder}"\n')
+    asked = ["compress", *TASK, "--config", str(tmp_path / "asked.toml"), "--out", str(tmp_path / "no")]
+    assert "compress measures what it hands over" in run(asked, fresh, code=2)
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "groups": {}}'])
