@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from rlprune_edge import deliver, ladder, layout, parents, precisions, probing, rungs
+from rlprune_edge import deliver, deployment, ladder, layout, parents, precisions, probing, rungs
 from rlprune_edge.device.boards import load_devices
 from rlprune_edge.device.fleet import Fleet
 from rlprune_edge.device.station import Station
@@ -75,6 +75,7 @@ def compress(
     with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
         run.sign = sign
         run.precision_gain = precisions.gain(run)
+        run.preprocessing_ms = deployment.preprocessing_ms(run)
         ladder.climb(run, lambda: _search(run, tables))
         return Outcome(*deliver.deliver(run))
 

@@ -289,7 +289,7 @@ def _ladder(run: Run, compressed: dict[str, Any] | None) -> list[dict[str, Any]]
     """What each rung came to, the last one as it is handed over; nothing where there was but one."""
     if run.rung.of == 1:
         return []
-    words = target_words(asdict(run.rung.target))
+    words = target_words(asdict(run.rung.contained))
     last = {"rung": run.rung.number + 1, "target": words, "candidates": len(run.trials)}
     if compressed is not None:
         taken = ("plan_key", "speedup", "speedup_ci", "latency_ms", "memory_mb", "validation_metric")

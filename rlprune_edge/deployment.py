@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from rlprune_edge import rungs
 from rlprune_edge.errors import CandidateError
 from rlprune_edge.export import host, onnx_graph, selfcontained
 from rlprune_edge.export.parity import TOLERANCE
 from rlprune_edge.inputs import SINGLE, Input, named
 from rlprune_edge.measurements import Measurement
 from rlprune_edge.records import OnnxArtifact
-from rlprune_edge.run import BASELINE, Run
+from rlprune_edge.report_words import target_words
+from rlprune_edge.run import BASELINE, Run, arrays
 from rlprune_edge.run import TOLERANCE as DEVICE_TOLERANCE
 
 DEPLOYED = "model.onnx"
+PREPROCESSING = "preprocessing.json"
+"""in a run's folder: what preprocessing takes on the device, in ms"""
 LOOKED_AT = 16
 """images whose raw values show of what kind these are"""
 
@@ -59,7 +63,7 @@ def contained(
     `tolerance`: by how much outputs may differ where the file computes in few bits.
     """
     rules = run.task.preprocessing
-    kind = _raw_dtype(run) if rules.get("kind") == "image" else "float32"
+    kind = _raw_dtype(run)
     if not selfcontained.contain(Path(bare.path), path, rules, raw_dtype=kind):
         Path(bare.path).replace(path)
     artifact = onnx_graph.describe(path, max_difference=bare.max_difference)
@@ -101,6 +105,38 @@ def reference_of(run: Run) -> OnnxArtifact:
     return onnx_graph.describe(path, max_difference=0.0)
 
 
+def preprocessing_ms(run: Run) -> float:
+    """Milliseconds that an inference takes longer on the device with its preprocessing inside, 0 where it has none.
+
+    The search times networks without, and is asked for so much more. Kept in the run's folder.
+    """
+    target = run.request.target
+    if target.speedup is None and target.latency_ms is None:
+        return 0.0
+    known: dict[str, float] | None = run.folder.read_json(PREPROCESSING)
+    if known is None:
+        known = {"ms": _preprocessing_ms(run)}
+        run.folder.write_json(PREPROCESSING, known)
+    if ms := known["ms"]:
+        stricter = target_words(asdict(rungs.bare(target, run.baseline, ms)))
+        run.watcher.note(f"preprocessing takes {ms:.3f} ms; the search times networks without it, for {stricter}")
+    return known["ms"]
+
+
+def _preprocessing_ms(run: Run) -> float:
+    uncut = run.baseline_trial.artifact
+    assert uncut is not None
+    made = selfcontained.alone(arrays(run.example, uncut), run.task.preprocessing, raw_dtype=_raw_dtype(run))
+    if made is None:
+        return 0.0
+    try:
+        inside, nothing = run.device.sweep(made)
+    except CandidateError as error:
+        run.watcher.note(f"what preprocessing takes cannot be told on this device: {error}")
+        return 0.0
+    return round(max(0.0, inside - nothing) / 1e6, 4)
+
+
 def _raw(run: Run, x: Input, artifact: OnnxArtifact) -> dict[str, np.ndarray]:
     """What an app would feed in the place of `x`, by the names that the file has for it."""
     rules = run.task.preprocessing
@@ -115,6 +151,8 @@ def _raw(run: Run, x: Input, artifact: OnnxArtifact) -> dict[str, np.ndarray]:
 
 def _raw_dtype(run: Run) -> str:
     """Bytes, where all raw values of some images are whole numbers below 256."""
+    if run.task.preprocessing.get("kind") != "image":
+        return "float32"
     looked_at = (x for x, _ in run.task.batches("train", LOOKED_AT, limit=LOOKED_AT))
     kinds = {selfcontained.raw_images(named(x)[SINGLE].numpy(), run.task.preprocessing).dtype for x in looked_at}
     return "uint8" if kinds == {np.dtype("uint8")} else "float32"

@@ -109,7 +109,7 @@ def _judged(
         assert best.quality is not None
         measurement = best.measurement
         assert measurement is not None
-        shares[key] = share_of_seen(trial, measurement, gain=run.precision_gain)
+        shares[key] = share_of_seen(trial, measurement, lambda seen: run.promised(seen) * run.precision_gain)
         if not meets(measurement, target):
             tell(run, f"finalist {key} was {reached(measurement, target)}, in its final measurement")
             continue

@@ -33,9 +33,9 @@ def climb(run: Run, search: Callable[[], None]) -> None:
     written of each rung's end. The last is no mere convenience: finalists are timed anew, and another one that is
     found fast enough the second time would leave a network that the next rung's trials were not cut from.
     """
-    for rung in rungs.rungs(run.request, run.baseline, run.precision_gain):
+    for rung in rungs.rungs(run.request, run.baseline, run.precision_gain, run.preprocessing_ms):
         run.rung = rung
-        words = target_words(asdict(rung.target))
+        words = target_words(asdict(rung.contained))
         if rung.of > 1:
             run.watcher.stage(f"rung {rung.number + 1} of {rung.of}: {words}")
         search()

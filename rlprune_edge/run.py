@@ -26,7 +26,7 @@ from rlprune_edge.prune import cut, space
 from rlprune_edge.records import Baseline, Failure, OnnxArtifact, Plan, PruningSpace, Quality, Score, Trial
 from rlprune_edge.request import Request
 from rlprune_edge.run_folder import RunFolder
-from rlprune_edge.rungs import Rung
+from rlprune_edge.rungs import Rung, with_preprocessing
 from rlprune_edge.search import reward
 from rlprune_edge.tasks.task import LoadedModel, Task
 from rlprune_edge.time_spent import Stopwatch, timed
@@ -103,6 +103,8 @@ class Run:
     """single cuts scored on the host, beside the candidates, on each rung"""
     precision_gain: float = 1.0
     """times faster that the uncut model is in fewer bits, where they are asked for: cutting has to do the rest"""
+    preprocessing_ms: float = 0.0
+    """what an inference takes longer on the device with its preprocessing inside, which the search's networks lack"""
     climbed: list[dict[str, Any]] = field(default_factory=list)
     """what the rungs before this one came to, for the report"""
     stopwatch: Stopwatch = field(init=False)
@@ -151,6 +153,10 @@ class Run:
     def best(self) -> Trial | None:
         met = [t for t in self.trials if t.score.feasible]
         return max(met, key=lambda t: t.score.reward, default=None)
+
+    def promised(self, speedup: float) -> float:
+        """What a speed-up that the search has seen comes to with the preprocessing inside."""
+        return with_preprocessing(speedup, self.baseline, self.preprocessing_ms)
 
     def evaluate(self, plan: Plan) -> Trial:
         """The trial of a plan: the recorded one, else it is evaluated.

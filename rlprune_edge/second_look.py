@@ -6,7 +6,7 @@ these: what an untrained finalist takes is what the trained one will take.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -104,10 +104,12 @@ def with_margin(trial: Trial, target: Target, shrunk: float) -> bool:
     return target.latency_ms is None or measured.latency_ms.value <= target.latency_ms * shrunk
 
 
-def share_of_seen(trial: Trial, measurement: Measurement, *, gain: float = 1.0) -> float | None:
-    """A later speed-up of a trial as a share of the one that the search had seen, times what fewer bits promised."""
+def share_of_seen(
+    trial: Trial, measurement: Measurement, promised: Callable[[float], float] = lambda speedup: speedup
+) -> float | None:
+    """A later speed-up of a trial as a share of what the one that the search had seen `promised`."""
     seen = trial.measurement.speedup if trial.measurement else None
-    return measurement.speedup.value / (seen.value * gain) if seen and measurement.speedup else None
+    return measurement.speedup.value / promised(seen.value) if seen and measurement.speedup else None
 
 
 def verified(run: Run, trials: Sequence[Trial], *, most: int) -> Verified:
@@ -200,10 +202,10 @@ def _settled(run: Run, trial: Trial, place: int, of: int) -> Settled:
             tell(run, f"finalist {key} failed before its fine-tuning: {error}")
             return Settled(trial, met=False, firm=False, share=None)
         known[key] = {
-            "met": meets(measurement, run.rung.target),
-            "firm": meets(measurement, run.rung.target, firmly=True),
-            "share": share_of_seen(trial, measurement),
-            "said": reached(measurement, run.rung.target),
+            "met": meets(measurement, run.rung.contained),
+            "firm": meets(measurement, run.rung.contained, firmly=True),
+            "share": share_of_seen(trial, measurement, run.promised),
+            "said": reached(measurement, run.rung.contained),
         }
         run.folder.write_json(kept, known)
         if known[key]["met"]:

@@ -45,6 +45,28 @@ def test_rungs_go_to_the_target_by_equal_factors_and_share_what_may_be_spent() -
     assert [r.named("verified.json") for r in found] == ["verified.json", "verified-2.json", "verified-3.json"]
 
 
+def test_networks_without_their_preprocessing_have_to_be_faster_by_what_it_takes() -> None:
+    first, last = rungs.rungs(asked(ladder=2), UNCUT, 1.0, 2.0)  # 82 ms with it
+    assert (first.contained.speedup, last.contained.speedup) == (1.41, 2.0)
+    assert [r.final for r in (first, last)] == [r.contained for r in (first, last)]
+    assert last.target.speedup == pytest.approx(80 / (41 - 2), abs=1e-3)
+    assert first.target.speedup == pytest.approx(80 / (82 / 1.41 - 2), abs=1e-3)
+    for rung in (first, last):
+        assert rung.target.speedup is not None
+        assert rungs.with_preprocessing(rung.target.speedup, UNCUT, 2.0) == pytest.approx(
+            rung.contained.speedup, abs=1e-3
+        )
+    (in_ms,) = rungs.rungs(requests.make({"target_latency_ms": 20.0, "max_memory_mb": 100.0}), UNCUT, 1.0, 2.0)
+    assert (in_ms.target.latency_ms, in_ms.contained.latency_ms) == (18.0, 20.0)
+    assert in_ms.target.memory_mb == 100.0
+    (hopeless,) = rungs.rungs(asked(target_speedup=50.0), UNCUT, 1.0, 2.0)
+    assert hopeless.target.speedup == pytest.approx(80 / (82 / 50 / 2), abs=1e-3), "half of what is asked for, not less"
+    (easy,) = rungs.rungs(asked(), UNCUT, 1.5, 2.0)
+    assert easy.contained == rungs.eased(asked().target, UNCUT, 1.5)
+    assert easy.target.speedup == pytest.approx(80 / (82 / (2 / 1.5 * 1.03) - 2), abs=1e-3)
+    assert easy.final.speedup == 2.0
+
+
 def test_targets_in_milliseconds_and_megabytes_begin_at_the_uncut_model() -> None:
     words = {"target_speedup": None, "target_latency_ms": 20.0, "max_memory_mb": 100.0, "max_drop": 1.0}
     first, last = rungs.rungs(requests.make({**words, "ladder": 2}), UNCUT)

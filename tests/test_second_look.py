@@ -13,7 +13,7 @@ import pytest
 import torch
 from samples import a_measurement, a_trial
 
-from rlprune_edge import finalists
+from rlprune_edge import deployment, finalists, rungs
 from rlprune_edge import request as requests
 from rlprune_edge.compress import prepared
 from rlprune_edge.measurements import Interval
@@ -170,7 +170,7 @@ def test_a_finalist_that_is_too_slow_is_not_trained_and_stays_so(
 ) -> None:
     monkeypatch.setitem(THOROUGH, "verify", "brief")  # a tenth of the time
     with a_run(tmp_path / "run", cache, {"final_mode": "verify"}) as (run, (trial, *_), noting):
-        run.rung = replace(run.rung, target=Target(speedup=1000.0))
+        run.rung = replace(run.rung, contained=Target(speedup=1000.0))
         (found,) = settled(run, [trial])
         assert (found.met, found.firm) == (False, False)
         assert found.share is not None
@@ -181,10 +181,51 @@ def test_a_finalist_that_is_too_slow_is_not_trained_and_stays_so(
         measured = run.device.device_seconds
     with a_run(tmp_path / "run", cache, {"final_mode": "verify"}) as (run, (trial, *_), _):
         measured = run.device.device_seconds
-        run.rung = replace(run.rung, target=Target(speedup=0.001))
+        run.rung = replace(run.rung, contained=Target(speedup=0.001))
         assert list(settled(run, [trial])) == [found], "as it was found, whatever is asked for now"
         assert run.device.device_seconds == measured
         assert of_finalists(run) == [note]
+
+
+@pytest.mark.usefixtures("own_task")
+def test_what_preprocessing_takes_is_asked_of_the_device_once_and_of_the_search(cache: Path, tmp_path: Path) -> None:
+    with a_run(tmp_path / "run", cache, {"target_speedup": 1.5}) as (run, _, noting):
+        ms = run.preprocessing_ms = deployment.preprocessing_ms(run)
+        assert 0 < ms < run.baseline.latency_ms, "a cast, a product and a transposition of 144 pixels"
+        assert f"preprocessing takes {ms:.3f} ms" in noting.said[-1]
+        (rung,) = rungs.rungs(run.request, run.baseline, 1.0, ms)
+        assert rung.target.speedup is not None
+        assert rung.target.speedup > 1.5
+        assert f"a speed-up of {rung.target.speedup:g}x" in noting.said[-1]
+        assert run.promised(rung.target.speedup) == pytest.approx(1.5, rel=1e-4)
+        run.folder.write_json(deployment.PREPROCESSING, {"ms": 0.5})
+    with a_run(tmp_path / "run", cache, {"target_speedup": 1.5}) as (run, _, _):
+        assert deployment.preprocessing_ms(run) == 0.5, "as it was told the first time"
+    with a_run(tmp_path / "free", cache, {"target_speedup": None, "max_drop": 1.0}) as (run, _, _):
+        assert deployment.preprocessing_ms(run) == 0, "no target that it could matter to"
+        assert run.folder.read_json(deployment.PREPROCESSING) is None
+
+
+@pytest.mark.usefixtures("own_task")
+def test_a_finalist_is_held_to_what_was_asked_for_and_expected_to_be_as_fast_as_its_preprocessing_lets_it(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(THOROUGH, "verify", "brief")
+    with a_run(tmp_path / "run", cache, {"final_mode": "verify"}) as (run, (trial, *_), _):
+        run.rung = replace(run.rung, target=Target(speedup=1000.0), contained=Target(speedup=0.001))
+        (found,) = settled(run, [trial])
+        assert found.met, "the search's own target is for networks without their preprocessing"
+        assert found.share is not None
+    with a_run(tmp_path / "slow", cache, {"final_mode": "verify"}) as (run, (same, *_), _):
+        run.rung = replace(run.rung, contained=Target(speedup=0.001))
+        run.preprocessing_ms = 1000 * run.baseline.latency_ms
+        assert same.measurement is not None
+        assert same.measurement.speedup is not None
+        assert run.promised(same.measurement.speedup.value) == pytest.approx(1.0, rel=0.01)
+        (expected_slow,) = settled(run, [same])
+        assert expected_slow.share is not None
+        was = found.share * same.measurement.speedup.value
+        assert expected_slow.share == pytest.approx(was, rel=0.5), "of the 1x that such preprocessing leaves"
 
 
 @pytest.mark.usefixtures("own_task")

@@ -38,9 +38,9 @@ def estimates(profile: LatencyProfile, space: PruningSpace) -> Callable[[Plan], 
             model_sha256="",
             graph_sha256="",
             reference_sha256=None,
-            latency_ms=Interval(ms, ms / (1 + off), ms * (1 + off)),
-            reference_ms=None,
-            speedup=None,
+            latency_ms=_within(ms, off),
+            reference_ms=_within(profile.latency_ms, 0.0),
+            speedup=_within(profile.latency_ms / ms, off),
             percentiles_ms={},
             memory_mb=memory,
             memory_delta_mb=None,
@@ -55,3 +55,7 @@ def estimates(profile: LatencyProfile, space: PruningSpace) -> Callable[[Plan], 
         )
 
     return estimate
+
+
+def _within(value: float, off: float) -> Interval:
+    return Interval(value, value / (1 + off), value * (1 + off))

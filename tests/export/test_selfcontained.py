@@ -120,6 +120,25 @@ def test_samples(tmp_path: Path, opset: int, masked: bool) -> None:
     assert selfcontained.rules_left(rules, "float32") == rules | {"normalize": False, "in_graph": {"normalize": True}}
 
 
+def test_the_preprocessing_alone_is_what_a_network_would_have_inside(tmp_path: Path) -> None:
+    raw = np.random.default_rng(0).integers(0, 256, (1, 5, 4, 3), dtype=np.uint8)
+    prepared = ((raw / 255 - RGB["mean"]) / RGB["std"]).astype(np.float32).transpose(0, 3, 1, 2)
+    made = selfcontained.alone({"input": prepared}, RGB)
+    assert made is not None
+    for name, data in zip(("alone", "nothing"), made, strict=True):
+        (tmp_path / name).write_bytes(data)
+    np.testing.assert_allclose(run(tmp_path / "alone", {"image": raw})[0], prepared, atol=1e-5)
+    np.testing.assert_array_equal(run(tmp_path / "nothing", {"input": prepared})[0], prepared)
+    heard = {"input_values": np.ones((1, 400), np.float32), "attention_mask": np.ones((1, 400), np.int64)}
+    made = selfcontained.alone(heard, {"kind": "audio", "normalize": True})
+    assert made is not None
+    (tmp_path / "alone").write_bytes(made[0])
+    samples = np.random.default_rng(0).normal(0.1, 0.02, (1, 400)).astype(np.float32)
+    got, _ = run(tmp_path / "alone", {"samples": samples, "attention_mask": heard["attention_mask"]})
+    np.testing.assert_allclose(got[0], normalised(samples[0]), atol=2e-5)
+    assert selfcontained.alone({"input_ids": np.ones((1, 8), np.int64)}, {"kind": "text"}) is None
+
+
 @pytest.mark.parametrize("rules", [{"kind": "text"}, {"kind": "none"}, {"kind": "audio", "normalize": False}])
 def test_what_an_app_has_to_do_itself_stays_so(tmp_path: Path, rules: dict[str, Any]) -> None:
     bare = model(tmp_path, {"input": [1, 2]})
