@@ -25,6 +25,7 @@ FIELD = "field.json"
 USUAL_SPEEDUP = 2.0
 USUAL_SEEDS = 5
 USUAL_MODES = {"search_mode": "brief", "final_mode": "verify"}
+OF_A_DEVICE = ("device", "threads", "provider", "strict", "profile", "device_seconds")
 REQUESTED = (
     *("task", "model", "weights", "data", "device", "threads", "target_speedup", "budget", "device_seconds"),
     *("search_examples", "calibration_examples", "search_mode", "final_mode", "recipe"),
@@ -97,7 +98,6 @@ def compare(
     2 bad input, 3 the device failed, 130 interrupted (go on with --resume).
     """
     asked = {k: v for k, v in locals().items() if k in REQUESTED}
-    asked["estimate_from"] = str(estimate_from) if estimate_from is not None else None
     console = Console(stderr=as_json, highlight=False)
     if render is not None:
         from rlprune_edge.comparison_report import render_comparison
@@ -112,25 +112,26 @@ def compare(
     if max_memory is not None:
         asked["max_memory_mb"] = requests.megabytes(max_memory)
     if resume is not None:
-        given = sorted(k for k, v in asked.items() if v is not None)
+        given = sorted(k for k, v in (asked | {"estimate_from": estimate_from}).items() if v is not None)
         if given:
             raise UserError(
                 f"--resume goes on with the comparison as it was asked for; --{given[0].replace('_', '-')} cannot "
                 f"change it.\nType: rlprune-edge compare --resume {resume}"
             )
         folder, request = RunFolder.reopen(resume)
-        _check_finish(request, finish)
         field = _field(folder, agents, seeds, finish)
     else:
         request = requests.make(asked, config)
         usual: dict[str, Any] = {} if request.target.hard else {"target_speedup": USUAL_SPEEDUP}
         usual |= {name: word for name, word in USUAL_MODES.items() if name not in request.model_fields_set}
         request = requests.make(asked | usual, config)
+        if estimate_from is not None:
+            _refuse_devices(request)
         look_up(request)
-        _check_finish(request, finish)
         from rlprune_edge.compare import Field
 
-        field = Field(_words(agents) or AGENTS, tuple(range(seeds or USUAL_SEEDS)), _words(finish))
+        profile = str(estimate_from) if estimate_from is not None else None
+        field = Field(_words(agents) or AGENTS, tuple(range(seeds or USUAL_SEEDS)), _words(finish), profile)
         default = Path("runs") / f"compare-{request.task.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = RunFolder.create(out or default, request, command="compare")
         folder.write_json(FIELD, asdict(field))
@@ -148,13 +149,14 @@ def compare(
     tell_time(console, time.perf_counter() - began, resumed=resume is not None)
 
 
-def _check_finish(request: Request, finish: str | None) -> None:
-    """What is claimed of a plan in the end is measured."""
-    if finish and request.estimate_from is not None:
-        raise UserError(
-            "--finish measures what it hands over, and this comparison has estimates alone.\n"
-            "Compare with --device and without --estimate-from, in a folder of its own."
-        )
+def _refuse_devices(request: Request) -> None:
+    """With estimates nothing may be asked of a device."""
+    for name in OF_A_DEVICE:
+        if getattr(request, name) != Request.model_fields[name].default:
+            raise UserError(
+                f"--{name.replace('_', '-')} is about a device, and with --estimate-from none is asked: leave one of "
+                "them out."
+            )
 
 
 def _words(text: str | None) -> tuple[str, ...]:
@@ -178,6 +180,7 @@ def _field(folder: Any, agents: str | None, seeds: int | None, finish: str | Non
         tuple(dict.fromkeys((*known["agents"], *_words(agents)))),
         tuple(range(seeds or len(known["seeds"]))),
         tuple(dict.fromkeys((*known["finish"], *_words(finish)))),
+        known.get("estimate_from"),
     )
     folder.write_json(FIELD, asdict(field))
     return field
@@ -186,6 +189,8 @@ def _field(folder: Any, agents: str | None, seeds: int | None, finish: str | Non
 def _command(field: Any, compress: str) -> str:
     words = compress.replace("rlprune-edge compress", "rlprune-edge compare", 1)
     words = f"{words} --agents {shlex.quote(','.join(field.agents))} --seeds {len(field.seeds)}"
+    if field.estimate_from is not None:
+        words = f"{words} --estimate-from {shlex.quote(field.estimate_from)}"
     return f"{words} --finish {shlex.quote(','.join(field.finish))}" if field.finish else words
 
 

@@ -49,12 +49,19 @@ class Field:
     seeds: tuple[int, ...]
     finish: tuple[str, ...] = ()
     """those of them whose best plans are fine-tuned, measured again and tested"""
+    estimate_from: str | None = None
+    """a device's profile, whose predictions take the place of measurements"""
 
     def __post_init__(self) -> None:
         for name in self.agents:
             agents.entrant(name)
         if strangers := [name for name in self.finish if name not in self.agents]:
             raise UserError(f"--finish {', '.join(strangers)}: not among the agents {', '.join(self.agents)}.")
+        if self.finish and self.estimate_from is not None:
+            raise UserError(
+                "--finish measures what it hands over, and with --estimate-from there are estimates alone.\n"
+                "Compare with --device in a folder of its own."
+            )
         for what, named in (("agents", self.agents), ("seeds", self.seeds)):
             if not named or len(set(named)) < len(named):
                 raise UserError(
@@ -72,7 +79,8 @@ def compare(
     interrupted comparison loses time in the search it was in, not measurements.
     """
     done = {(s.agent, s.seed) for s in load_searches(folder.path / NAME)}
-    with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
+    profile = Path(field.estimate_from) if field.estimate_from is not None else None
+    with prepared(request, folder, watcher, cache_dir=cache_dir, estimate_from=profile) as (run, tables):
         words = _words(run, field, command)
         write_comparison(folder.path, words)  # so that `--render` shows what there is, whenever
         sensitivity = None

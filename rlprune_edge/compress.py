@@ -67,11 +67,6 @@ def compress(
     Resuming is replaying: with the same seed the agent proposes the same plans, the journal answers those it knows at
     no cost, and the first unknown plan is where the search goes on.
     """
-    if request.estimate_from is not None:
-        raise UserError(
-            "compress measures what it hands over; estimate_from is for rlprune-edge compare.\n"
-            "Leave it out. To search with that table, and measure: --profile"
-        )
     with prepared(request, folder, watcher, cache_dir=cache_dir) as (run, tables):
         run.sign = sign
         run.precision_gain = precisions.gain(run)
@@ -82,20 +77,25 @@ def compress(
 
 @contextmanager
 def prepared(
-    request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path
+    request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path, estimate_from: Path | None = None
 ) -> Iterator[tuple[Run, tuple[WidthTimes, ...]]]:
-    """A run that is ready to search: trial 0 measured, the widths that pay known; with the board's table."""
-    with opened(request, folder, watcher, cache_dir=cache_dir) as run:
-        tables = probing.probe_widths(run)
+    """A run that is ready to search: trial 0 measured, the widths that pay known; with the board's table.
+
+    `estimate_from`: the profile of a device, whose predictions take the place of all that would be measured.
+    """
+    with opened(request, folder, watcher, cache_dir=cache_dir, estimate_from=estimate_from) as run:
+        tables = probing.probe_widths(run, estimate_from or request.profile)
         run.space = run.space.with_levels(staircase.paying_levels(run.space, tables, step=request.step))
         folder.write_json(SPACE, asdict(run.space))
         yield run, tables
 
 
 @contextmanager
-def opened(request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path) -> Iterator[Run]:
+def opened(
+    request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: Path, estimate_from: Path | None = None
+) -> Iterator[Run]:
     """A run whose uncut model is measured; which widths pay on the board was not looked at."""
-    _look_up(request)
+    _look_up(request, estimate_from)
     torch.manual_seed(request.seed)
     # Made first, contacted later: a wrong name is said before anything is trained.
     with load_devices(
@@ -119,17 +119,17 @@ def opened(request: Request, folder: RunFolder, watcher: Watcher, *, cache_dir: 
         loaded = _load_model(request, task, cache_dir, watcher)
         benchmark = task.add_benchmark(request.benchmark) if request.benchmark is not None else None
         run = _open(request, folder, watcher, task, loaded, device, benchmark)
-        if request.estimate_from is not None:
-            profile = load_profile(Path(request.estimate_from), run.space)
+        if estimate_from is not None:
+            profile = load_profile(estimate_from, run.space)
             run.estimate = estimates(profile, run.space)
-            run.notes.append(_estimated(request.estimate_from, profile))
+            run.notes.append(_estimated(estimate_from, profile))
             watcher.note(run.notes[-1])
         watcher.stage("trial 0: the uncut model")
         run.evaluate(run.space.uncut())
         yield run
 
 
-def _estimated(path: str, profile: LatencyProfile) -> str:
+def _estimated(path: Path, profile: LatencyProfile) -> str:
     return (
         f"nothing is measured: latencies are what {path} predicts, from {len(profile.plans)} networks timed on "
         f"{profile.device}; on the {profile.held_out} held out it was off by {100 * profile.mean_error:.1f} % in the "
@@ -137,9 +137,9 @@ def _estimated(path: str, profile: LatencyProfile) -> str:
     )
 
 
-def _look_up(request: Request) -> None:
+def _look_up(request: Request, estimate_from: Path | None) -> None:
     """What is named has to be there: said before anything is trained."""
-    for path in (request.profile, request.estimate_from):
+    for path in (request.profile, estimate_from):
         if path is not None:
             read_profile(Path(path))
     if request.warm_start is not None:

@@ -261,6 +261,8 @@ def _report(
             "step": request.step,
             "prior": request.prior,
             "importance": run.parent.criterion,
+            "target": target_words(asdict(run.rung.target)),
+            "preprocessing_ms": run.preprocessing_ms,
             "threads": measurement.threads if measurement else None,
             "mode": measurement.mode if measurement else None,
             "flags": list(measurement.flags) if measurement else [],

@@ -118,7 +118,7 @@ class Measurement:
     """`board`, `local`, `emulated`, `simulated` or `estimate`"""
     device: str
     mode: str
-    """`reward`, `verify` or `report`"""
+    """`brief`, `reward`, `verify` or `report`; `estimate` where nothing was measured"""
     threads: int
     model_sha256: str
     graph_sha256: str

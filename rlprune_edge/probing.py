@@ -21,10 +21,12 @@ PROBE_MACS = 50_000_000_000
 PROBE_EXAMPLES_LEAST, PROBE_EXAMPLES_MOST = 64, 500
 
 
-def probe_widths(run: Run) -> tuple[WidthTimes, ...]:
-    """The board's measured table of widths; kept in the run's folder, so that a resumed run sees the same stairs."""
+def probe_widths(run: Run, profile: Path | str | None = None) -> tuple[WidthTimes, ...]:
+    """The board's measured table of widths, or that of a profile.
+
+    Kept in the run's folder, so that a resumed run sees the same stairs.
+    """
     known = run.folder.read_json(STAIRCASE)
-    profile = run.request.profile or run.request.estimate_from
     if known is None and profile is not None:
         found_tables = load_profile(Path(profile), run.space)
         run.watcher.note(f"the widths that pay are those of {profile}, timed on {found_tables.device}")

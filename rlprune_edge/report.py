@@ -100,7 +100,8 @@ def build_report(
     `speedup`, `speedup_ci`, `memory_mb`, `onnx_bytes`, `mode`.
     `predicted` is what the search expected of a candidate before it was measured (plan key -> ms on the uncut model's
     scale), `training` what its agent told of every update: `evaluated` candidates by then, `entropy`, `mean_reward`.
-    `search` may hold `command` (repeats the run), `versions`, and `threads` and `mode` of the final measurement.
+    `search` may hold `command` (repeats the run), `versions`, `threads` and `mode` of the final measurement, and
+    `target` in words: what the search was for, where preprocessing or fewer bits make that another than the run's.
     `source` and the like default to what the first measured trial says.
     Figures of `other_metrics` stand in `baseline` and `compressed` under their own names, those of a second set, called
     `benchmark`, under `benchmark` (`metric`, `examples` and the others); `real_time_factor` where audio is timed.

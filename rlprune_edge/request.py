@@ -79,8 +79,6 @@ class Request(BaseModel):
     """impossible actions are hidden from `ppo`; without, they cost it a step"""
     profile: str | None = None
     """a board's latency table for this model, as `rlprune-edge profile` wrote it"""
-    estimate_from: str | None = None
-    """such a table in a device's place, for `compare` alone: nothing is measured"""
     warm_start: str | None = None
     """a former run's folder, whose policy and figures the search begins with"""
     budget: int = 60
@@ -142,14 +140,6 @@ class Request(BaseModel):
                 f"--ladder {self.ladder} has nothing to climb to: give --target-speedup, --target-latency or "
                 "--max-memory"
             )
-        if self.estimate_from is not None:
-            asked = ("device", "threads", "provider", "strict", "profile", "device_seconds")
-            told = [name for name in asked if getattr(self, name) != type(self).model_fields[name].default]
-            if told:
-                raise ValueError(
-                    f"--{told[0].replace('_', '-')} says how a device measures, and with --estimate-from none does: "
-                    "leave one of them out"
-                )
         if self.budget < 1:
             raise ValueError(f"--budget {self.budget} leaves nothing to try: give at least 1 candidate")
         if self.ladder > self.budget:

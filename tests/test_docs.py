@@ -41,6 +41,7 @@ CHEAPER = shlex.split(
 FEWER = shlex.split(
     "--budget 4 --seeds 1 --agents knapsack,random --target-speedup 1.2 --search-examples 100 --final-mode reward"
 )
+FEWER_PLANS = shlex.split("--plans 6 --held-out 3")
 TINY = shlex.split("--task own_task:Bars")
 """where what is shown does not depend on the network"""
 OTHERWISE = {
@@ -88,6 +89,8 @@ def run(command: str, cwd: Path, cache: Path, *, tiny: bool = False) -> str:
         begins = words[0] in ("compress", "compare", "profile") and not {"--render", "--resume"} & set(words)
         if words[0] == "compare" and begins:
             words += FEWER
+        if words[0] == "profile":
+            words += FEWER_PLANS
         if tiny and begins:
             words += TINY
         if words[0] == "compress":
@@ -241,7 +244,9 @@ def test_the_commands_of_the_page_on_the_search_run_in_their_order(cache: Path, 
     assert "its policy and" in said[1]
     assert all("knapsack" in text for text in said[2:6])
     assert "Fine-tuned with recipe prescribed" in said[5]
-    assert "rung 3 of 3" in said[6]
+    assert "6 random plans to learn from, 3 to be tried on" in said[6]
+    assert "nothing is measured" in said[7]
+    assert "rung 3 of 3" in said[8]
     assert (tmp_path / "runs" / "field" / "compare.html").is_file()
 
 

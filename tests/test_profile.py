@@ -82,11 +82,12 @@ def test_searchers_are_compared_on_a_profile_and_nothing_is_measured(tmp_path: P
     run(["compare", "--resume", str(out), "--agents", "greedy"], fresh)
     assert (out / "searches.jsonl").read_bytes().startswith(before)
     new = ["compare", *TASK, "--estimate-from", str(folder), "--out", str(tmp_path / "no")]
-    assert "--device-seconds says how" in run([*new, "--device-seconds", "5"], fresh, code=2)
+    assert "--device-seconds is about a device" in run([*new, "--device-seconds", "5"], fresh, code=2)
     assert "--finish measures" in run([*new, "--finish", "random"], fresh, code=2)
-    (tmp_path / "asked.toml").write_text(f'estimate_from = "{folder}"\n')
-    asked = ["compress", *TASK, "--config", str(tmp_path / "asked.toml"), "--out", str(tmp_path / "no")]
-    assert "compress measures what it hands over" in run(asked, fresh, code=2)
+    assert "--device is about a device" in run([*new, "--device", "linux"], fresh, code=2)
+    assert f"--estimate-from {folder}" in compared["request"]["command"]
+    again = ["compare", "--resume", str(out), "--estimate-from", str(folder)]
+    assert "--estimate-from cannot change it" in run(again, fresh, code=2)
     assert not (tmp_path / "no").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,6 +90,11 @@ def test_a_run_leaves_a_report_and_a_bundle_that_verifies(whole: tuple[Path, str
     assert 0 <= report["spent"]["device_idle_share"] < 1
     assert report["spent"]["seconds_per_candidate"] > 0
     assert "The device was idle for" in (folder / "report.html").read_text()
+    ms = report["search"]["preprocessing_ms"]
+    assert ms == json.loads((folder / "preprocessing.json").read_text())["ms"] > 0
+    searched_for = re.fullmatch(r"a speed-up of ([\d.]+)x", report["search"]["target"])
+    assert searched_for is not None
+    assert float(searched_for[1]) > report["target"]["speedup"], "networks are timed without it"
     assert report["baseline"]["split"] == "test"
     assert any("golden" in line for line in verify(folder / "bundle"))
     manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
