@@ -21,11 +21,12 @@ from rlprune_edge.places import cache_dir
 from rlprune_edge.request import AGENTS, Request
 
 FIELD = "field.json"
-"""in the comparison's folder: who is compared, with which seeds"""
+"""in the comparison's folder: who is compared, with which seeds, and on what"""
 USUAL_SPEEDUP = 2.0
 USUAL_SEEDS = 5
 USUAL_MODES = {"search_mode": "brief", "final_mode": "verify"}
 OF_A_DEVICE = ("device", "threads", "provider", "strict", "profile", "device_seconds")
+"""what may be asked for that means nothing where latencies are estimates"""
 REQUESTED = (
     *("task", "model", "weights", "data", "device", "threads", "target_speedup", "budget", "device_seconds"),
     *("search_examples", "calibration_examples", "search_mode", "final_mode", "recipe"),

@@ -44,7 +44,7 @@ class Settled:
     met: bool
     firm: bool
     share: float | None
-    """of the speed-up that the search had seen; `None` where the finalist was not measured"""
+    """of the speed-up that the search had promised; `None` where the finalist was not measured"""
 
 
 class Left:
@@ -62,7 +62,7 @@ class Left:
         return [t for t in trials if t.plan.key not in self._passed_over and with_margin(t, self._target, self._shrunk)]
 
     def pass_over(self, looked: Verified, shares: Mapping[str, float | None]) -> None:
-        """All that were looked at; `shares` are their later speed-ups, each as a share of what the search had seen."""
+        """All that were looked at; `shares` are their later speed-ups, each as a share of what was promised."""
         self._passed_over |= {trial.plan.key for trial in looked.finalists} | set(looked.missed)
         if known := [share for share in shares.values() if share is not None]:
             self._shrunk = min(self._shrunk, median(known))
